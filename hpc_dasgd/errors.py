@@ -1,0 +1,20 @@
+"""Error types; every other room raises these and the command line turns them into exit statuses."""
+
+
+class HpcDasgdError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(HpcDasgdError, ValueError):
+    """The command line, a setting or an input file is wrong (exit status 2).
+
+    The message is one line: the key or file, the rule, the value.
+    """
+
+
+class WindowError(HpcDasgdError, RuntimeError):
+    """An MPI window cannot be used as asked: unsupported memory model, freed, wrong buffer."""
+
+
+class TrainingError(HpcDasgdError, RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite (exit status 1)."""
