@@ -1,0 +1,7 @@
+"""``python -m hpc_dasgd`` is ``hpc-dasgd``."""
+
+import sys
+
+from hpc_dasgd.cli import main
+
+sys.exit(main())

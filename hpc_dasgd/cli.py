@@ -1,0 +1,146 @@
+"""The command line: arguments in, exit status out.
+
+0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import traceback
+
+from hpc_dasgd import launch
+from hpc_dasgd.errors import ConfigError, HpcDasgdError
+
+DONE, FAILED, WRONG = 0, 1, 2
+PROGRAM = "hpc-dasgd"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status. A rank that fails ends the whole job."""
+    launch.set_environment_defaults()
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
+    try:
+        options = _parser().parse_args(arguments)
+        options.run_command(options)
+        sys.stdout.flush()
+        return DONE
+    except ConfigError as error:
+        if launch.alone() or getattr(error, "agreed", False):
+            if launch.started_rank() == 0:
+                print(f"{PROGRAM}: {error}", file=sys.stderr)
+            return WRONG
+        return _fail(f"error: {error}")
+    except HpcDasgdError as error:
+        return _fail(f"error: {error}")
+    except BrokenPipeError:
+        # The reader of standard output went away (`| head`): nothing is wrong, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except Exception:
+        return _fail(traceback.format_exc().rstrip())
+
+
+def _fail(message: str) -> int:
+    """Say what happened on this rank, and end the other ranks too, which would wait for this one for ever."""
+    rank, n_ranks = launch.started_rank(), launch.n_started_ranks()
+    where = f"[rank {rank}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
+    print(f"{PROGRAM}: {where}{message}", file=sys.stderr, flush=True)
+    if not launch.alone():
+        launch.abort(FAILED)
+    return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, since under a launcher every rank parses; details are made when help is asked for."""
+
+    details = None
+
+    def error(self, message):
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def format_help(self):
+        return super().format_help() + ("" if self.details is None else self.details())
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog=PROGRAM, description="Decentralized asynchronous SGD by one-sided MPI reads.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name, run_command, text):
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run_command=run_command)
+        return sub
+
+    train = command("train", _train, "train, under mpiexec or srun; writes a run directory")
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.details = _train_details
+    train.add_argument("config", metavar="CONFIG.toml")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
+    train.add_argument("--run", metavar="DIR", help="the run directory (default runs/NAME-TIMESTAMP)")
+
+    staleness = command("staleness", _staleness, "staleness of the gradients of a run")
+    staleness.add_argument("run", metavar="RUN")
+    staleness.add_argument("--json", action="store_true", help="print one JSON object")
+
+    report = command("report", _report, "summary of a run on the terminal, and plots")
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--output", metavar="DIR", help="where the plots go (default RUN/report)")
+
+    export = command("export", _export, "final parameters of a run, by name and shape")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("parameters", metavar="PARAMETERS.npz")
+    return parser
+
+
+def _train_details() -> str:
+    from hpc_dasgd import objectives
+    from hpc_dasgd.config import settings_help
+
+    kinds = "\n".join(f"  {kind}: {text}" for kind, text in objectives.describe().items())
+    return f"\nsettings (key, default, meaning):\n{settings_help()}\n\nobjectives, and the keys that [objective] takes for each:\n{kinds}\n"
+
+
+def _train(options) -> None:
+    comm = launch.world()
+    from hpc_dasgd.training import train
+
+    result = train(options.config, comm=comm, overrides=options.set, run=options.run)
+    if comm.rank == 0:
+        rate = result.gradients / result.seconds if result.seconds > 0 else math.nan
+        reached = [f"{name} {value:.4g}" for name, value in (("loss", result.loss), ("accuracy", result.accuracy)) if math.isfinite(value)]
+        print(f"done: {result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s ({rate:.0f}/s)")
+        if reached:
+            print(f"reached: {', '.join(reached)} on the evaluation set")
+        print(f"files: {result.run}")
+        print(f"next: {PROGRAM} report {result.run}")
+
+
+def _staleness(options) -> None:
+    from hpc_dasgd import analysis
+
+    run = analysis.open_run(options.run)
+    print(json.dumps(run.staleness().as_dict()) if options.json else analysis.staleness_text(run))
+
+
+def _report(options) -> None:
+    from pathlib import Path
+
+    from hpc_dasgd import analysis, report
+
+    run = analysis.open_run(options.run)
+    print(report.summary(run))
+    for path in report.write_plots(run, Path(options.output or Path(options.run) / "report")):
+        print(f"plot: {path}")
+
+
+def _export(options) -> None:
+    from hpc_dasgd import analysis
+
+    analysis.export(analysis.open_run(options.run), options.parameters)
+    print(f"parameters: {options.parameters}")

@@ -1,0 +1,264 @@
+"""Settings: frozen, validated, from TOML, with overrides.
+
+A setting is a dataclass field whose metadata holds its rule; loading, the errors and the table in ``train --help`` are
+all made from these fields, so that a key stands in one place.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hpc_dasgd.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """What a setting may be: `text` completes "must be ...", `accepts` decides."""
+
+    text: str
+    accepts: Any
+
+    def check(self, key: str, value):
+        if not self.accepts(value):
+            raise ConfigError(f"`{key}` must be {self.text}, got {value!r}")
+        return value
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule("one of " + ", ".join(f'"{choice}"' for choice in choices), lambda value: value in choices)
+
+
+def _is_versions(value) -> bool:
+    words = value.split() if isinstance(value, str) else []
+    return words in (["full"], ["none"]) or (len(words) == 2 and words[0] == "every" and words[1].isdecimal() and int(words[1]) > 0)
+
+
+TEXT = Rule("a non-empty string", lambda value: isinstance(value, str) and value.strip() != "")
+FILE_NAME = Rule("a non-empty string without '/'", lambda value: TEXT.accepts(value) and "/" not in value and value not in (".", ".."))
+POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value > 0)
+NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
+SEED = Rule("an integer in [0, 2**64)", lambda value: _is_integer(value) and 0 <= value < 2**64)
+RANKS = Rule("a list of ranks (integers of at least 0)", lambda value: isinstance(value, list | tuple) and all(_is_integer(r) and r >= 0 for r in value))
+VERSIONS = Rule('"full", "none" or "every N" with a positive integer N', _is_versions)
+
+
+def _setting(default, rule: Rule, text: str):
+    return field(default=default, metadata={"rule": rule, "text": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str | None = _setting(None, TEXT, 'a data set file, or one that ships ("digits"); needed by all but quadratic')
+    batch_size: int = _setting(32, POSITIVE_INTEGER, "samples of one gradient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """`kind` and whatever else stands in the table, which goes to the objective as keyword arguments."""
+
+    kind: str = _setting("mlp", TEXT, 'quadratic, logistic, softmax, mlp or "package.module:factory"')
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    kind: str = _setting("sgd", _one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
+    stepsize: float = _setting(0.1, POSITIVE, "learning rate")
+    schedule: str = _setting("constant", _one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks")
+    step_every: int | None = _setting(None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)")
+    step_factor: float = _setting(0.1, POSITIVE, "step: factor of a drop")
+    momentum: float = _setting(0.9, FRACTION, "momentum: decay of the running sum")
+    beta1: float = _setting(0.9, FRACTION, "adam: decay of the first moment")
+    beta2: float = _setting(0.999, FRACTION, "adam: decay of the second moment")
+    epsilon: float = _setting(1e-8, POSITIVE, "adam: added to the root of the second moment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeConfig:
+    kind: str = _setting("read", _one_of("read", "none", "allreduce"), "how updates travel")
+    topology: str = _setting("complete", _one_of("complete"), "who reads whom")
+    every: int = _setting(1, POSITIVE_INTEGER, "steps between exchanges")
+    consistency: str = _setting("snapshot", _one_of("snapshot", "elementwise"), "read: what one read may mix")
+    reads_in_flight: int = _setting(1, POSITIVE_INTEGER, "read: neighbours read at once; each costs one more copy in memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    gradients: int | None = _setting(None, POSITIVE_INTEGER, "of all ranks together")
+    seconds: float | None = _setting(None, POSITIVE, "of training")
+    target_loss: float | None = _setting(None, Rule("a number", _is_number), "on the evaluation set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    kind: str = _setting("auto", _one_of("cpu", "gpu", "auto"), "where gradients are computed")
+    dtype: str = _setting("float32", _one_of("float32", "float64"), "of parameters and gradients")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    versions: str = _setting("full", VERSIONS, "which gradients' version vectors are written")
+    evaluate_every_s: float = _setting(5.0, POSITIVE, "seconds between evaluations")
+
+    @property
+    def versions_every(self) -> int:
+        """Gradients from one logged version vector to the next; 0 where none is logged."""
+        return {"full": 1, "none": 0}.get(self.versions) if " " not in self.versions else int(self.versions.split()[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StragglerConfig:
+    ranks: tuple[int, ...] = _setting((0,), RANKS, "ranks slowed down on purpose")
+    delay_ms: float = _setting(0.0, NOT_NEGATIVE, "added to each of their steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run. Made by `load_config`; see `settings_help` for the keys."""
+
+    name: str = _setting("run", FILE_NAME, "names the run directory")
+    seed: int = _setting(0, SEED, "of the initial parameters and of the sampling")
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
+
+    def to_toml(self) -> str:
+        """These settings as TOML text that `load_config` reads back to an equal `Config`."""
+        lines = _toml_lines(self)
+        for section in fields(self):
+            values = getattr(self, section.name)
+            if is_dataclass(values):
+                lines += ["", f"[{section.name}]", *_toml_lines(values)]
+        return "\n".join(lines) + "\n"
+
+
+def load_config(source: "Config | Mapping | str | PathLike", overrides: Iterable[str] = ()) -> Config:
+    """Read and validate settings.
+
+    Parameters
+    ----------
+    source : Config, mapping, or path of a TOML file
+    overrides : iterable of str
+        ``section.key=value`` each, applied in order; the value is read as TOML, else taken as a string.
+
+    Raises
+    ------
+    ConfigError
+        A file that cannot be read, an unknown key, a wrong type or a value out of range; the message names it.
+    """
+    if isinstance(source, Config):
+        table = tomllib.loads(source.to_toml())
+    elif isinstance(source, Mapping):
+        table = {key: dict(value) if isinstance(value, Mapping) else value for key, value in source.items()}
+    else:
+        table = _read_toml(Path(source))
+    for override in overrides:
+        _override(table, override)
+    config = _build(Config, table, prefix="")
+    if all(getattr(config.budget, limit.name) is None for limit in fields(BudgetConfig)):
+        raise ConfigError("`budget` must set at least one of gradients, seconds, target_loss")
+    return config
+
+
+def settings_help() -> str:
+    """One line per setting: key, default, meaning."""
+    lines = []
+    for key, setting in _settings(Config):
+        default = "" if setting.default is None else json.dumps(setting.default)
+        lines.append(f"  {key:<26} {default:<12} {setting.metadata['text']}".rstrip())
+    return "\n".join(lines)
+
+
+def _settings(section, prefix=""):
+    for entry in fields(section):
+        if "rule" in entry.metadata:
+            yield prefix + entry.name, entry
+        elif is_dataclass(entry.default_factory):
+            yield from _settings(entry.default_factory, entry.name + ".")
+
+
+def _read_toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _override(table: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not separator or not name or len(sections) > 1:
+        raise ConfigError(f"--set must be KEY=VALUE or SECTION.KEY=VALUE, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"`{section}` must be a table, got {table!r}")
+    table[name] = value
+
+
+def _build(section, table: Mapping, prefix: str):
+    """Make the dataclass `section` from `table`, checking every key by the rule of its field."""
+    known = {entry.name: entry for entry in fields(section)}
+    takes_options = known.pop("options", None) is not None
+    values: dict[str, Any] = {"options": {}} if takes_options else {}
+    for name, value in table.items():
+        key = prefix + name
+        entry = known.get(name)
+        if entry is None and takes_options:
+            values["options"][name] = value
+        elif entry is None:
+            raise ConfigError(_unknown(key, name, known))
+        elif "rule" in entry.metadata:
+            value = entry.metadata["rule"].check(key, value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        elif isinstance(value, Mapping):
+            values[name] = _build(entry.default_factory, value, key + ".")
+        else:
+            raise ConfigError(f"`{key}` must be a table, got {value!r}")
+    return section(**values)
+
+
+def _unknown(key: str, name: str, known: Mapping) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown key `{key}`{hint}; one of: {', '.join(known)}"
+
+
+def _toml_lines(values) -> list[str]:
+    pairs = {entry.name: getattr(values, entry.name) for entry in fields(values)}
+    pairs |= pairs.pop("options", {})
+    return [f"{name} = {_toml_value(value)}" for name, value in pairs.items() if value is not None and not is_dataclass(value)]
+
+
+def _toml_value(value) -> str:
+    # JSON's numbers, strings, booleans and arrays are TOML's; tables (an objective's option may be one) are written inline.
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(name))} = {_toml_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

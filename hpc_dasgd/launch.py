@@ -1,0 +1,134 @@
+"""How this process was started: defaults for its environment, the world of ranks, and whether the launcher did its job.
+
+The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` starts MPI.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from hpc_dasgd.errors import ConfigError, HpcDasgdError
+
+T = TypeVar("T")
+
+# Ranks of one node share its cores: several BLAS threads each would fight for them.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_DEFAULTS = {
+    "UCX_LOG_LEVEL": "error",  # else warns at exit of memory still registered
+    "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",  # else files cannot be made on file systems without locks
+}
+_ONE_NODE_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}  # else Open MPI prints a line per window where there is no UCX network
+
+
+def set_environment_defaults(environ=os.environ) -> None:
+    """Set what keeps MPI, HDF5 and BLAS quiet and single-threaded, where the user set nothing.
+
+    To be called before NumPy is loaded, since BLAS reads its variables then.
+    """
+    defaults = dict.fromkeys(_ONE_THREAD, "1") | _DEFAULTS
+    if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ.get("OMPI_COMM_WORLD_SIZE"):
+        defaults |= _ONE_NODE_DEFAULTS
+    for name, value in defaults.items():
+        environ.setdefault(name, value)
+
+
+def world():
+    """All ranks of this launch, MPI started where it was not.
+
+    Returns
+    -------
+    MPI.Intracomm
+
+    Raises
+    ------
+    ConfigError
+        If the launcher started several processes that do not know of each other.
+    """
+    import mpi4py
+
+    set_environment_defaults()
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc.thread_level = "funneled"  # one thread calls MPI; a higher level costs locks in every call
+    from mpi4py import MPI
+
+    check_size(MPI.COMM_WORLD.Get_size(), os.environ)
+    return MPI.COMM_WORLD
+
+
+def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
+    """Refuse a launch whose processes each believe to be alone or in another number.
+
+    ``srun`` with an MPI that does not speak its PMI, or the ``mpiexec`` of one MPI with the library of another, silently
+    start N runs of one rank. Inside an allocation of SLURM an ``mpiexec`` may well start fewer ranks than there are tasks,
+    so that its count says something only about a rank that is alone.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
+        count = environ.get(variable, "")
+        if not count.isdecimal() or int(count) == n_ranks or (variable == "SLURM_NTASKS" and n_ranks > 1):
+            continue
+        raise ConfigError(
+            f"the launcher started {count} processes (`{variable}`) but MPI counts {n_ranks}: use the mpiexec of the MPI that"
+            f" mpi4py loads, or srun --mpi=pmi2 (MPICH, Intel MPI) or --mpi=pmix (Open MPI); to run alone, unset {variable}"
+        )
+
+
+def agreed(comm, attempt: Callable[[], T]) -> T:
+    """Return ``attempt()`` where it succeeds on every rank; else raise on all what the lowest failing rank raised. Collective.
+
+    Only errors of this package are agreed on; any other exception is a fault of one rank and passes through.
+    """
+    result, error = None, None
+    try:
+        result = attempt()
+    except HpcDasgdError as raised:
+        error = raised
+    for failure in comm.allgather(error):
+        if failure is not None:
+            failure.agreed = True
+            raise failure
+    return result
+
+
+def started_rank() -> int:
+    """This process's rank: MPI's where it was started, else the launcher's word, else 0."""
+    if _mpi_runs():
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.Get_rank()
+    ranks = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
+    return next((int(rank) for rank in ranks if rank.isdecimal()), 0)
+
+
+def n_started_ranks() -> int:
+    """Ranks that MPI counts; 1 where it was not started."""
+    if not _mpi_runs():
+        return 1
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_size()
+
+
+def alone() -> bool:
+    """Whether no other rank can be waiting for this one."""
+    return n_started_ranks() == 1
+
+
+def abort(status: int) -> None:
+    """End all ranks of the launch with `status`."""
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    MPI.COMM_WORLD.Abort(status)
+
+
+def _mpi_runs() -> bool:
+    if "mpi4py.MPI" not in sys.modules:
+        return False
+    from mpi4py import MPI
+
+    return MPI.Is_initialized() and not MPI.Is_finalized()

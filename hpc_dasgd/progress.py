@@ -1,0 +1,80 @@
+"""What rank 0 shows while it trains: a bar on a terminal, plain lines in a file."""
+
+import os
+import sys
+from pathlib import Path
+
+LINE_EVERY_S = 10.0
+_LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun")
+
+
+class Progress:
+    """Shows steps, loss, gradients per second and mean staleness; used as a context manager.
+
+    Parameters
+    ----------
+    n_gradients : int or None
+        The budget, where there is one.
+    shown : bool
+        False on ranks that show nothing.
+    """
+
+    def __init__(self, n_gradients: int | None, shown: bool):
+        self._n_gradients = n_gradients
+        self._bar = None
+        self._shown = shown
+        self._next_s = 0.0
+        self._last = (0.0, 0)
+        self._every_s = LINE_EVERY_S
+        if shown and is_terminal(sys.stderr):
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=n_gradients, unit=" gradients", unit_scale=True, file=sys.stderr, dynamic_ncols=True, miniters=1, mininterval=0.1)
+            self._every_s = 0.2
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+
+    def due(self, now_s: float) -> bool:
+        """Whether `show` would show anything; as cheap as the step loop needs it."""
+        return self._shown and now_s >= self._next_s
+
+    def show(self, now_s: float, *, steps: int, gradients: int, loss: float, staleness: float) -> None:
+        self._next_s = now_s + self._every_s
+        last_s, last_gradients = self._last
+        self._last = (now_s, gradients)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"step {steps}, loss {loss:.4g}, staleness {staleness:.2g}", refresh=False)
+            self._bar.update(gradients - self._bar.n)
+            return
+        rate = (gradients - last_gradients) / (now_s - last_s) if now_s > last_s else 0.0
+        total = f"/{self._n_gradients}" if self._n_gradients else ""
+        print(
+            f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s  loss {loss:.4g}  staleness {staleness:.2g}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def is_terminal(stream) -> bool:
+    """Whether a person watches `stream`: it is a terminal, or a pipe to a launcher whose own output is one.
+
+    ``mpiexec`` reads its ranks through pipes, also where it was typed into a terminal.
+    """
+    if stream.isatty():
+        return True
+    try:
+        process = os.getppid()
+        while process > 1:
+            status = Path(f"/proc/{process}/stat").read_text()
+            name = status[status.index("(") + 1 : status.rindex(")")]
+            if name.startswith(_LAUNCHERS):
+                return os.readlink(f"/proc/{process}/fd/{stream.fileno()}").startswith("/dev/pts/")
+            process = int(status[status.rindex(")") + 1 :].split()[1])
+    except (OSError, ValueError):
+        pass
+    return False

@@ -1,0 +1,295 @@
+"""The training loop of one rank, from settings to files.
+
+    mpiexec -n 4 hpc-dasgd train jobs/digits.toml
+
+Everything collective stands before and after the loop; inside it no rank waits for another unless the exchange is
+synchronous (`allreduce`).
+"""
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import hpc_dasgd
+from hpc_dasgd import arrays, exchange, launch, objectives, optimizers, runlog
+from hpc_dasgd.clock import Clock
+from hpc_dasgd.config import BudgetConfig, Config, load_config
+from hpc_dasgd.data import Dataset, Sampler, open_dataset
+from hpc_dasgd.errors import ConfigError, TrainingError
+from hpc_dasgd.progress import Progress
+
+EVALUATION_ROWS = 4096
+STALENESS_MEMORY = 0.99  # of the running mean that the progress bar shows
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes
+    ----------
+    parameters : ndarray, shape (n_params,)
+        Final parameters; the same bits on every rank (exchange `none`: each rank its own).
+    run : Path
+        The run directory.
+    gradients : int
+        Of all ranks together.
+    seconds : float
+        From the first step to the last of this rank.
+    loss, accuracy : float
+        On the evaluation set, of rank 0's final parameters; nan where the objective does not say.
+    drift : float
+        See `exchange.interface.Settled`.
+    """
+
+    parameters: np.ndarray
+    run: Path
+    gradients: int
+    seconds: float
+    loss: float
+    accuracy: float
+    drift: float
+
+
+def train(
+    config: Config | Mapping | str | Path,
+    objective=None,
+    data: Dataset | str | Path | None = None,
+    comm=None,
+    *,
+    overrides: Iterable[str] = (),
+    run: str | Path | None = None,
+) -> Result:
+    """Train, and write the run directory. Collective over `comm`.
+
+    Parameters
+    ----------
+    config : Config, mapping, or path of a TOML file
+    objective : optional
+        An object with ``initial`` and ``loss_and_gradient`` in place of the one that `config` names.
+    data : Dataset or path, optional
+        In place of ``data.path``.
+    comm : MPI.Intracomm, optional
+        All ranks of the launch by default.
+    overrides : iterable of str, optional
+        ``section.key=value`` each.
+    run : path, optional
+        The run directory, not yet holding a run; ``runs/NAME-TIMESTAMP`` by default.
+
+    Raises
+    ------
+    ConfigError
+        On every rank, where a setting or an input file is wrong on any.
+    TrainingError
+        On the rank that met a loss or gradient that is not finite. The other ranks go on, so the caller should end the job.
+    """
+    comm = launch.world() if comm is None else comm
+    rank = comm.rank
+
+    # What to train, on what: the same on every rank, or the same error.
+    config = launch.agreed(comm, lambda: load_config(config, overrides))
+    xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
+    data = launch.agreed(comm, lambda: _open_data(config, data))
+    if objective is None:
+        options = dict(config.objective.options)
+        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data, config.seed, config.device.dtype))
+    x0 = launch.agreed(comm, lambda: _initial(objective, config))
+    comm.Bcast(x0, root=0)
+    optimizer = _make_optimizer(config, x0, xp)
+    stepsize_at = launch.agreed(comm, lambda: _make_schedule(config))
+    sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
+
+    # Where it goes.
+    host = platform.node()
+    directory = Path(comm.bcast(str(run or _default_directory(config)), root=0))
+    hosts = comm.gather(host, root=0)
+    launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, comm.size, hosts, objective, x0))
+    log = launch.agreed(comm, lambda: runlog.RankLog(directory / runlog.rank_file(rank), rank, comm.size, config.log.versions_every))
+
+    replicas = exchange.make(config.exchange, comm, x0)
+    evaluation = _Evaluation(objective, data, config, log, evaluates=rank == 0)
+    gradient = np.zeros_like(replicas.parameters)
+    held = replicas.versions.copy()
+    staleness = 0.0
+    delay_s = config.straggler.delay_ms / 1e3 if rank in config.straggler.ranks else 0.0
+    comm.Barrier()
+    clock = Clock(comm, host)
+    start_s = clock.now()
+
+    with log, Progress(config.budget.gradients, shown=rank == 0) as progress:
+        while True:
+            # Take in what the others have published, and see whether somebody ended the run.
+            replicas.pull()
+            now_s = clock.now()
+            if _spent(config.budget, replicas.gradients, now_s) or evaluation.due(now_s) and evaluation.run(replicas, now_s):
+                replicas.stop()
+            if replicas.stopping:
+                break
+
+            # Compute a gradient at the replica as it is.
+            version = int(replicas.versions[rank])
+            staleness += (1 - STALENESS_MEMORY) * (float(replicas.versions.sum() - held.sum() - 1) - staleness) if version else 0.0
+            np.copyto(held, replicas.versions)
+            begun_s = clock.now()
+            loss = objective.loss_and_gradient(replicas.parameters, sampler.batch(version), gradient)
+            if delay_s:
+                time.sleep(delay_s)
+            done_s = clock.now()
+            if not math.isfinite(loss):
+                raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
+
+            # Turn it into an update, apply it, publish it.
+            update = _Checked(optimizer.update(gradient, stepsize_at(replicas.gradients)), gradient, version, config, rank)
+            replicas.push(update)
+            log.append(begun_s, done_s, loss, update.norm, version, held)
+            if progress.due(done_s):
+                progress.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness)
+
+        seconds = clock.now() - start_s
+        # Every update of every rank into every replica; then the last word on how good it is.
+        settled = replicas.settle()
+        evaluation.run(replicas, clock.now())
+    replicas.free()
+
+    gradients = comm.allreduce(int(replicas.versions[rank]))
+    summary = {
+        "gradients": gradients,
+        "seconds": seconds,
+        "drift": settled.drift,
+        "dropped_reads": comm.allreduce(settled.dropped_reads),
+        "clock_error_s": max(comm.allgather(clock.error_s)),
+    }
+    launch.agreed(comm, lambda: rank == 0 and runlog.complete_run(directory, final=replicas.parameters, attributes=summary))
+    loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
+    return Result(replicas.parameters, directory, gradients, seconds, loss, accuracy, settled.drift)
+
+
+class _Checked:
+    """An optimizer's update that takes the gradient's norm on the way, while each block is in cache.
+
+    A norm that is not finite ends the update before it is published.
+    """
+
+    def __init__(self, update, gradient: np.ndarray, version: int, config: Config, rank: int):
+        self._update, self._gradient = update, gradient
+        self._where = (version, config, rank)
+        self._squares = 0.0
+
+    def __call__(self, lo: int, hi: int, out: np.ndarray) -> None:
+        block = self._gradient[lo:hi]
+        self._squares += float(block @ block)
+        if not math.isfinite(self._squares):
+            version, config, rank = self._where
+            raise TrainingError(f"gradient norm is not finite at gradient {version} of rank {rank} ({_remedy(config)})")
+        self._update(lo, hi, out)
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(self._squares)
+
+
+class _Evaluation:
+    """Evaluates a replica when due, and logs what came out."""
+
+    def __init__(self, objective, data: Dataset | None, config: Config, log, evaluates: bool):
+        self._evaluate = getattr(objective, "evaluate", None) if evaluates else None
+        self._data, self._config, self._log = data, config, log
+        self._next_s = 0.0
+        self.loss = self.accuracy = math.nan
+
+    def due(self, now_s: float) -> bool:
+        return self._evaluate is not None and now_s >= self._next_s
+
+    def run(self, replicas, now_s: float) -> bool:
+        """Evaluate now; True where the target loss is reached."""
+        if self._evaluate is None:
+            return False
+        self._next_s = now_s + self._config.log.evaluate_every_s
+        metrics = self._metrics(replicas.parameters)
+        self.loss, self.accuracy = metrics.get("loss", math.nan), metrics.get("accuracy", math.nan)
+        self._log.append_evaluation(now_s, replicas.gradients, self.loss, self.accuracy)
+        target = self._config.budget.target_loss
+        return target is not None and self.loss <= target
+
+    def _metrics(self, parameters) -> dict[str, float]:
+        if self._data is None:
+            return self._evaluate(parameters, None)
+        sums, n_rows = {}, 0
+        for piece in self._data.test.pieces(EVALUATION_ROWS):
+            for name, mean in self._evaluate(parameters, piece).items():
+                sums[name] = sums.get(name, 0.0) + mean * len(piece.x)
+            n_rows += len(piece.x)
+        return {name: total / n_rows for name, total in sums.items()}
+
+
+def _spent(budget: BudgetConfig, gradients: int, seconds: float) -> bool:
+    return (budget.gradients is not None and gradients >= budget.gradients) or (budget.seconds is not None and seconds >= budget.seconds)
+
+
+def _remedy(config: Config) -> str:
+    return f"a smaller `optimizer.stepsize` than {config.optimizer.stepsize:g} may help"
+
+
+def _open_data(config: Config, data) -> Dataset | None:
+    path = data if data is not None else config.data.path
+    return path if path is None or isinstance(path, Dataset) else open_dataset(path, config.device.dtype)
+
+
+def _initial(objective, config: Config) -> np.ndarray:
+    """The objective's first parameters, in the settings' dtype, checked."""
+    x0 = np.ascontiguousarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
+    if x0.ndim != 1 or x0.size == 0:
+        raise ConfigError(f"`initial` of the objective must return a non-empty vector, got shape {x0.shape}")
+    if not np.isfinite(x0).all():
+        raise ConfigError("`initial` of the objective must return finite parameters")
+    return x0
+
+
+def _make_optimizer(config: Config, x0: np.ndarray, xp):
+    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[config.optimizer.kind]
+    options = {name: getattr(config.optimizer, name) for name in names}
+    return optimizers.make(config.optimizer.kind, x0.size, x0.dtype, xp, **options)
+
+
+def _make_schedule(config: Config):
+    settings = config.optimizer
+    return optimizers.make_schedule(
+        settings.schedule,
+        settings.stepsize,
+        config.budget.gradients,
+        step_every=settings.step_every,
+        step_factor=settings.step_factor,
+    )
+
+
+def _default_directory(config: Config) -> Path:
+    return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray) -> None:
+    from mpi4py import MPI, __version__ as mpi4py_version
+
+    attributes = {
+        "seed": config.seed,
+        "n_ranks": n_ranks,
+        "hosts": hosts,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "hpc_dasgd_version": hpc_dasgd.__version__,
+        "python_version": platform.python_version(),
+        "numpy_version": np.__version__,
+        "h5py_version": h5py.__version__,
+        "hdf5_version": h5py.version.hdf5_version,
+        "mpi4py_version": mpi4py_version,
+        "mpi_library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
+    }
+    shapes = getattr(objective, "parameter_shapes", None)
+    runlog.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)
