@@ -180,7 +180,7 @@ def between_models(replicas):
 
 
 def _check_shapes(counts, versions, every):
-    for rank, (count, rows) in enumerate(zip(counts, versions, strict=True)):
+    for rank, (count, rows) in enumerate(zip(counts.tolist(), versions, strict=True)):
         expected = (-(-count // every), counts.size)
         if tuple(rows.shape) != expected:
             raise ValueError(

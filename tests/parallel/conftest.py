@@ -1,0 +1,207 @@
+"""Parallel tests: ``pytest`` starts ``mpiexec`` itself.
+
+A test marked ``@pytest.mark.parallel([1, 2, 4])`` runs on that many ranks, on all of them, with the fixture `comm`. The
+pytest that the user started runs none of them. It starts ``mpiexec -n N python -m pytest`` once for all tests of a file on
+N ranks, and reports what each rank wrote about each test. Tests without the mark run as usual; the fixture `mpiexec`
+starts commands on ranks for them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpc_dasgd import launch
+
+OUTCOMES = "HPC_DASGD_TEST_OUTCOMES"  # folder of the ranks' outcomes; set in the pytest of a rank alone
+LAUNCH_TIMEOUT_S = 600
+PATIENCE_S = 10  # for the other ranks, after a failure on one
+
+launch.set_environment_defaults()
+
+
+class Ranks:
+    """Starts programs under the ``mpiexec`` that belongs to this Python's environment."""
+
+    def __init__(self):
+        beside = Path(sys.executable).parent / "mpiexec"
+        self.command = str(beside) if beside.exists() else shutil.which("mpiexec")
+        # Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
+        self.environment = os.environ | {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        }
+
+    def __call__(self, n_ranks, *arguments, timeout_s=LAUNCH_TIMEOUT_S, environment=None, **options):
+        """Run ``python *arguments`` on `n_ranks` ranks; returns `subprocess.CompletedProcess` with text outputs."""
+        if self.command is None:
+            pytest.fail("no mpiexec: install the extra mpich or openmpi, or load an MPI module")
+        return subprocess.run(
+            [self.command, "-n", str(n_ranks), sys.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            env=self.environment | (environment or {}),
+            **options,
+        )
+
+
+RANKS = Ranks()
+
+
+@pytest.fixture(scope="session")
+def mpiexec():
+    return RANKS
+
+
+@pytest.fixture
+def comm():
+    """The ranks of this test, on a communicator of its own."""
+    own = launch.world().Dup()
+    yield own
+    own.Free()
+
+
+def pytest_generate_tests(metafunc):
+    mark = metafunc.definition.get_closest_marker("parallel")
+    if mark is not None:
+        metafunc.fixturenames.append("_n_ranks")
+        metafunc.parametrize("_n_ranks", mark.args[0], ids="{}-ranks".format, indirect=True)
+
+
+@pytest.fixture
+def _n_ranks(request):
+    return request.param
+
+
+def pytest_collection_modifyitems(session, config, items):
+    here = [item for item in items if item.get_closest_marker("parallel")]
+    if OUTCOMES in os.environ:
+        wanted = json.loads(Path(os.environ[OUTCOMES], "wanted.json").read_text())
+        items[:] = [item for item in here if item.nodeid in wanted]
+    else:
+        config.stash[LAUNCHES] = Launches(here, config)
+        for item in here:  # the ranks' own limits are enough: here the first test waits for all of its launch
+            item.add_marker(pytest.mark.timeout(0), append=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Report what the ranks wrote, in place of running the test."""
+    if OUTCOMES in os.environ or not item.get_closest_marker("parallel"):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    outcome, text, seconds = item.config.stash[LAUNCHES].outcome(item)
+    item.ihook.pytest_runtest_logreport(
+        report=pytest.TestReport(
+            item.nodeid, item.location, dict.fromkeys(item.keywords, 1), outcome, text, "call", duration=seconds
+        )
+    )
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _launch_of(item):
+    return item.path, item.callspec.params["_n_ranks"]
+
+
+class Launches:
+    """What became of the parallel tests, each found out by starting ranks when first asked for."""
+
+    def __init__(self, items, config):
+        self._config = config
+        self._waiting = {}
+        self._outcomes = {}
+        for item in items:
+            self._waiting.setdefault(_launch_of(item), []).append(item.nodeid)
+
+    def outcome(self, item):
+        while item.nodeid not in self._outcomes:
+            self._start(*_launch_of(item))
+        return self._outcomes[item.nodeid]
+
+    def _start(self, path, n_ranks):
+        """Start ranks for all tests still waiting; those behind one that ended the launch wait for the next."""
+        waiting = self._waiting[path, n_ranks]
+        wanted = list(waiting)
+        folder = Path(self._config._tmp_path_factory.mktemp("ranks"))
+        (folder / "wanted.json").write_text(json.dumps(wanted))
+        arguments = ["-m", "pytest", str(path), "-p", "no:cacheprovider", "--rootdir", self._config.rootpath]
+        begun_s = time.monotonic()
+        try:
+            done = RANKS(n_ranks, *arguments, environment={OUTCOMES: str(folder)}, cwd=self._config.invocation_params.dir)
+            printed, code = done.stdout + done.stderr, done.returncode
+        except subprocess.TimeoutExpired as late:
+            printed, code = f"{late}\n{(late.stdout or b'').decode()}{(late.stderr or b'').decode()}", None
+        seconds = time.monotonic() - begun_s
+        by_rank = [_read_outcomes(folder / f"rank_{rank}.jsonl") for rank in range(n_ranks)]
+        while waiting:
+            nodeid = waiting.pop(0)
+            outcomes = [found[nodeid] for found in by_rank if nodeid in found]
+            self._outcomes[nodeid] = (*_joined(outcomes, n_ranks, path, printed), seconds)
+            if len(outcomes) < n_ranks:
+                break
+        else:
+            if code != 0 and all(self._outcomes[nodeid][0] != "failed" for nodeid in wanted):
+                self._outcomes[nodeid] = ("failed", f"the ranks ended with status {code}\n{printed}", seconds)
+
+
+def _joined(outcomes, n_ranks, path, printed):
+    """Outcome and text of a test from those of its ranks; one without an outcome ended in the test."""
+    texts = {outcome["outcome"]: outcome["text"] for outcome in outcomes}
+    if "failed" in texts:
+        return "failed", "\n".join(outcome["text"] for outcome in outcomes if outcome["outcome"] == "failed")
+    if len(outcomes) < n_ranks:
+        return "failed", f"ranks ended in this test\n{printed}"
+    return ("skipped", (str(path), 0, texts["skipped"])) if "skipped" in texts else ("passed", None)
+
+
+LAUNCHES = pytest.StashKey[Launches]()
+
+
+def _read_outcomes(path):
+    if not path.exists():
+        return {}
+    return {line["test"]: line for line in map(json.loads, path.read_text().splitlines())}
+
+
+# What follows runs on the ranks.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if OUTCOMES in os.environ:
+        reports = item.stash.setdefault(REPORTS, [])
+        reports.append(report)
+        if call.when == "teardown":
+            _write_outcome(item, reports)
+    return report
+
+
+REPORTS = pytest.StashKey[list]()
+
+
+def _write_outcome(item, reports):
+    """Write what this rank made of a test; where ranks differ so that others hang, end them all."""
+    comm = launch.world()
+    worst = next((report for report in reports if report.outcome != "passed"), reports[0])
+    text = f"[rank {comm.rank}/{comm.size}] {worst.longreprtext}"
+    if worst.outcome == "skipped":
+        text = worst.longrepr[2]
+    line = {"test": item.nodeid, "outcome": worst.outcome, "text": text, "seconds": sum(r.duration for r in reports)}
+    with Path(os.environ[OUTCOMES], f"rank_{comm.rank}.jsonl").open("a") as file:
+        print(json.dumps(line), file=file, flush=True)
+    arrived = comm.Ibarrier()
+    end_s = time.monotonic() + (PATIENCE_S if worst.outcome == "failed" else LAUNCH_TIMEOUT_S)
+    while not arrived.Test():
+        if time.monotonic() > end_s:
+            launch.abort(1)
+        time.sleep(0.001)
