@@ -81,6 +81,7 @@ def _n_ranks(request):
     return request.param
 
 
+@pytest.hookimpl(trylast=True)  # after -k and the like
 def pytest_collection_modifyitems(session, config, items):
     here = [item for item in items if item.get_closest_marker("parallel")]
     if OUTCOMES in os.environ:
@@ -145,7 +146,8 @@ class Launches:
         while waiting:
             nodeid = waiting.pop(0)
             outcomes = [found[nodeid] for found in by_rank if nodeid in found]
-            self._outcomes[nodeid] = (*_joined(outcomes, n_ranks, path, printed), seconds)
+            own_s = max((outcome["seconds"] for outcome in outcomes), default=seconds)
+            self._outcomes[nodeid] = (*_joined(outcomes, n_ranks, path, printed), own_s)
             if len(outcomes) < n_ranks:
                 break
         else:

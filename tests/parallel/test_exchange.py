@@ -1,0 +1,290 @@
+"""Exchanges: every update reaches every replica exactly once.
+
+Updates are small integers, so that float32 sums are exact whatever their order, and a replica can be compared with what
+its version vector says it holds.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpc_dasgd.exchange.allreduce import AllreduceExchange
+from hpc_dasgd.exchange.none import NoExchange
+from hpc_dasgd.exchange.read import DROPS_TO_STARVE, PUBLICATIONS_TO_RELAX, ReadExchange
+
+SIZES = [1, 2, 4, 8]
+N_PARAMS = 150
+PERIOD = 1000
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Three blocks for `N_PARAMS` float32 parameters, the last of them shorter."""
+    monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
+
+
+class Updates:
+    """The updates of one rank: random integers that repeat after `PERIOD` versions."""
+
+    def __init__(self, rank):
+        rows = np.random.default_rng(rank).integers(-8, 9, (PERIOD, N_PARAMS))
+        self._rows = rows.astype(np.float32)
+        self._sums = np.concatenate([np.zeros((1, N_PARAMS), np.int64), np.cumsum(rows, axis=0)])
+
+    def __getitem__(self, version):
+        row = self._rows[version % PERIOD]
+
+        def update(lo, hi, out):
+            out[:] = row[lo:hi]
+
+        return update
+
+    def sum_to(self, version):
+        """Sum of the first `version` updates, exact."""
+        return version // PERIOD * self._sums[-1] + self._sums[version % PERIOD]
+
+
+def held_by(versions):
+    """What a replica with this version vector must be."""
+    return np.arange(N_PARAMS) + sum(Updates(rank).sum_to(int(version)) for rank, version in enumerate(versions))
+
+
+def make_read(comm, **options):
+    return ReadExchange(comm, np.arange(N_PARAMS, dtype=np.float32), **options)
+
+
+def step(exchange, updates):
+    exchange.pull()
+    exchange.push(updates[int(exchange.versions[exchange.comm.rank])])
+
+
+@pytest.mark.parallel(SIZES)
+@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
+@pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_after_settle_all_replicas_hold_every_update_once(comm, consistency, request_reads, every):
+    exchange = make_read(comm, consistency=consistency, request_reads=request_reads, every=every)
+    updates = Updates(comm.rank)
+    n_steps = 200 + 50 * comm.rank + 1
+    for _ in range(n_steps):
+        step(exchange, updates)
+    settled = exchange.settle()
+    assert exchange.versions.tolist() == [201 + 50 * rank for rank in range(comm.size)]
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    assert settled.drift == 0.0
+    exchange.free()
+
+
+@pytest.mark.parallel(SIZES)
+def test_replicas_have_the_same_bits_where_sums_round(comm):
+    exchange = ReadExchange(comm, np.linspace(0, 1, 1001))
+    rng = np.random.default_rng(comm.rank)
+    for _ in range(50):
+        noise = rng.normal(size=1001)
+        exchange.pull()
+        exchange.push(lambda lo, hi, out, noise=noise: np.copyto(out, noise[lo:hi]))
+    settled = exchange.settle()
+    assert len(set(comm.allgather(exchange.parameters.tobytes()))) == 1
+    total = np.linspace(0, 1, 1001)
+    for rank in range(comm.size):
+        rng = np.random.default_rng(rank)
+        total += np.sum([rng.normal(size=1001) for _ in range(50)], axis=0)
+    np.testing.assert_allclose(exchange.parameters, total, rtol=0, atol=1e-12)
+    assert settled.drift < 1e-12
+    exchange.free()
+
+
+@pytest.mark.parallel([4])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
+def test_a_hundred_thousand_steps_with_random_delays(comm, consistency):
+    exchange = make_read(comm, consistency=consistency)
+    updates, rng = Updates(comm.rank), np.random.default_rng(100 + comm.rank)
+    n_steps, n_checked = 100_000, 0
+    delays_s = np.where(rng.random(n_steps) < 0.001, rng.exponential(2e-3, n_steps), 0.0)
+    for delay_s in delays_s:
+        step(exchange, updates)
+        if delay_s:
+            time.sleep(delay_s)
+            if consistency == "snapshot":
+                np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+                n_checked += 1
+    exchange.settle()
+    assert exchange.versions.tolist() == [100_000] * 4
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    assert n_checked > 20 or consistency == "elementwise"
+    exchange.free()
+
+
+@pytest.mark.parallel([2, 4, 8])
+@pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
+def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, monkeypatch):
+    """Rank 0 adds 1 to all of 300,000 elements as fast as it can; the others do nothing but read."""
+    monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 128 * 1024)
+    exchange = ReadExchange(comm, np.zeros(300_000, np.float32), request_reads=request_reads)
+    n_accepted = 0
+    if comm.rank == 0:
+        all_done = comm.Ibarrier()
+        while not all_done.Test():
+            exchange.push(lambda lo, hi, out: out.fill(1.0))
+            exchange.pull()
+    else:
+        version = 0
+        while n_accepted < 200:
+            exchange.pull()
+            if exchange.versions[0] != version:
+                assert exchange.versions[0] > version
+                version = exchange.versions[0]
+                assert np.all(exchange.parameters == version)
+                n_accepted += 1
+        comm.Ibarrier().Wait()
+    exchange.settle()
+    assert np.all(exchange.parameters == exchange.versions[0])
+    assert exchange.versions[1:].sum() == 0
+    exchange.free()
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
+def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, consistency, tmp_path):
+    """Rank 0 makes no call to MPI until the others have made a hundred steps for its one."""
+    folder = Path(comm.bcast(str(tmp_path), root=0))
+    exchange = make_read(comm, consistency=consistency)
+    updates = Updates(comm.rank)
+    comm.Barrier()
+    step(exchange, updates)
+    if comm.rank == 0:
+        while len(list(folder.glob("done-*"))) < comm.size - 1:
+            time.sleep(0.001)
+    else:
+        for _ in range(99):
+            step(exchange, updates)
+        (folder / f"done-{comm.rank}").touch()
+    exchange.settle()
+    assert exchange.versions.tolist() == [1] + [100] * (comm.size - 1)
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    exchange.free()
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
+def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads, monkeypatch):
+    """During each of rank 1's reads rank 0 makes three steps, enough to spoil it while it publishes all of them."""
+    exchange = make_read(comm, request_reads=request_reads)
+    updates = Updates(comm.rank)
+    turns = 12
+    if comm.rank == 0:
+        for _ in range(turns):
+            comm.recv(source=1)
+            for _ in range(3):
+                step(exchange, updates)
+            comm.send(None, dest=1)
+    else:
+        window, versions = exchange._window, []
+        read_slot = window.read_slot
+
+        def interrupted(*arguments):
+            transfer = read_slot(*arguments)
+            while not transfer.done():
+                pass
+            comm.send(None, dest=0)
+            comm.recv(source=0)
+            return transfer
+
+        monkeypatch.setattr(window, "read_slot", interrupted)
+        comm.send(None, dest=0)  # something to read
+        comm.recv(source=0)
+        for _ in range(turns - 1):
+            before = exchange.versions[0]
+            while exchange.versions[0] == before and len(versions) < turns - 1:
+                exchange.pull()
+                versions.append(int(exchange.versions[0]))
+                np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+        assert versions[: DROPS_TO_STARVE] == [0] * DROPS_TO_STARVE
+        assert versions[-1] > 0
+        assert exchange.dropped_reads >= DROPS_TO_STARVE
+        monkeypatch.undo()
+    comm.Barrier()
+    if comm.rank == 0:
+        assert exchange._interval > 1
+        for _ in range(2 * exchange._interval * PUBLICATIONS_TO_RELAX):
+            exchange.push(updates[int(exchange.versions[0])])
+        assert exchange._interval == 1
+    exchange.settle()
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    exchange.free()
+
+
+@pytest.mark.parallel(SIZES)
+@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
+def test_one_rank_stops_all(comm, consistency):
+    exchange = make_read(comm, consistency=consistency)
+    updates = Updates(comm.rank)
+    while not exchange.stopping:
+        step(exchange, updates)
+        if comm.rank == comm.size - 1 and exchange.gradients >= 100:
+            exchange.stop()
+    exchange.settle()
+    assert exchange.gradients >= 100
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    exchange.free()
+
+
+@pytest.mark.parallel([4])
+@pytest.mark.parametrize("reads_in_flight", [1, 2, 9])
+def test_any_number_of_reads_in_flight(comm, reads_in_flight):
+    exchange = make_read(comm, reads_in_flight=reads_in_flight)
+    updates = Updates(comm.rank)
+    for _ in range(300):
+        step(exchange, updates)
+        np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    exchange.settle()
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    exchange.free()
+
+
+@pytest.mark.parallel([2, 8])
+def test_fewer_parameters_than_ranks(comm):
+    exchange = ReadExchange(comm, np.zeros(1, np.float32))
+    exchange.pull()
+    exchange.push(lambda lo, hi, out: out.fill(2.0**comm.rank))
+    exchange.settle()
+    assert exchange.parameters.tolist() == [2.0**comm.size - 1]
+    exchange.free()
+
+
+@pytest.mark.parallel(SIZES)
+def test_allreduce_takes_the_mean_of_all_updates_in_step(comm):
+    exchange = AllreduceExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
+    updates = Updates(comm.rank)
+    for done in range(1, 40):
+        step(exchange, updates)
+        assert exchange.versions.tolist() == [done] * comm.size
+        assert exchange.gradients == done * comm.size
+        sums = sum(Updates(rank).sum_to(done) for rank in range(comm.size))
+        np.testing.assert_array_equal(exchange.parameters, np.arange(N_PARAMS) + sums / comm.size)
+    assert exchange.settle().drift == 0.0
+
+
+@pytest.mark.parallel(SIZES)
+def test_allreduce_ranks_stop_after_the_same_step(comm):
+    exchange = AllreduceExchange(comm, np.zeros(N_PARAMS, np.float32))
+    updates = Updates(comm.rank)
+    while not exchange.stopping:
+        if comm.rank == 0 and exchange.versions[0] == 7:
+            exchange.stop()
+        step(exchange, updates)
+    assert comm.allgather(int(exchange.versions[comm.rank])) == [8] * comm.size
+
+
+@pytest.mark.parallel([1, 4])
+def test_without_exchange_each_rank_is_alone(comm):
+    exchange = NoExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
+    updates = Updates(comm.rank)
+    for _ in range(20):
+        step(exchange, updates)
+    exchange.settle()
+    assert exchange.versions.tolist() == [20 * (rank == comm.rank) for rank in range(comm.size)]
+    np.testing.assert_array_equal(exchange.parameters, np.arange(N_PARAMS) + updates.sum_to(20))
