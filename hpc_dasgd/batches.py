@@ -40,7 +40,7 @@ class Batch:
 
     @cached_property
     def rng(self):
-        seed, rank, version = self.source
+        seed, rank, version = map(int, self.source)  # a NumPy integer would overflow in the shift
         return np.random.Generator(_philox(seed, rank, _NOISE, version << 64))
 
 
@@ -56,7 +56,7 @@ class Sampler:
     seed, rank : int, 0 <= value < 2**64
         Whose batches.
     split : Split or None
-        What to draw from; None for objectives without data.
+        What to draw from, of at least one row; None for objectives without data.
     batch_size : int
         Examples in a batch.
     """
@@ -65,6 +65,7 @@ class Sampler:
         self._seed = integer("seed", seed, 0, 1 << 64)
         self._rank = integer("rank", rank, 0, 1 << 64)
         self._split = split
+        self._n_rows = None if split is None else integer("split.n_rows", split.n_rows, 1)
         self._batch_size = integer("batch_size", batch_size, 1)
         self._counts = -(-self._batch_size // 4)  # Philox makes four numbers per count
         self._n_versions = max(1, min(_BLOCK_VERSIONS, _BLOCK_NUMBERS // self._batch_size))
@@ -73,6 +74,7 @@ class Sampler:
 
     def batch(self, version):
         """Return the `Batch` of one version, 0 for the rank's first gradient."""
+        version = integer("version", version, 0, 1 << 64)
         source = (self._seed, self._rank, version)
         if self._split is None:
             return Batch(None, None, source)
@@ -88,4 +90,4 @@ class Sampler:
         raw = generator.random_raw(self._n_versions * self._counts * 4)
         raw = raw.reshape(self._n_versions, -1)[:, : self._batch_size]
         # The remainder favours some rows by less than n_rows / 2**64.
-        return (raw % np.uint64(self._split.n_rows)).astype(np.intp)
+        return (raw % np.uint64(self._n_rows)).astype(np.intp)

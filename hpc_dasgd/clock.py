@@ -11,8 +11,9 @@ _PING, _PONG = 101, 102
 class Clock:
     """Seconds since the run began, on the clock of rank 0.
 
-    Ranks on the host of rank 0 read the same hardware clock. The others estimate their offset from the quickest of several
-    round trips, which bounds the error by half its duration. Making one is collective over `comm`.
+    Ranks on the host of rank 0 read the same hardware clock. The others estimate their offset from the
+    quickest of several round trips, which bounds the error by half its duration. Making one is
+    collective over `comm`.
 
     Attributes
     ----------

@@ -1,15 +1,17 @@
 """Settings: frozen, validated, from TOML, with overrides.
 
-A setting is a dataclass field whose metadata holds its rule; loading, the errors and the table in ``train --help`` are
-all made from these fields, so that a key stands in one place.
+A setting is a dataclass field whose metadata holds its rule; loading, the errors and the table in
+``train --help`` are all made from these fields, so that a key stands in one place.
 """
 
 import difflib
 import json
+import os
+import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,8 @@ class Rule(NamedTuple):
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    # The bound refuses nan, infinity, and integers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_integer(value) -> bool:
@@ -37,23 +40,49 @@ def _is_integer(value) -> bool:
 
 
 def _one_of(*choices: str) -> Rule:
-    return Rule("one of " + ", ".join(f'"{choice}"' for choice in choices), lambda value: value in choices)
+    return Rule(
+        "one of " + ", ".join(f'"{choice}"' for choice in choices),
+        lambda value: isinstance(value, str) and value in choices,
+    )
 
 
 def _is_versions(value) -> bool:
     words = value.split() if isinstance(value, str) else []
-    return words in (["full"], ["none"]) or (len(words) == 2 and words[0] == "every" and words[1].isdecimal() and int(words[1]) > 0)
+    return words in (["full"], ["none"]) or (
+        len(words) == 2 and words[0] == "every" and words[1].isdecimal() and int(words[1]) > 0
+    )
 
 
-TEXT = Rule("a non-empty string", lambda value: isinstance(value, str) and value.strip() != "")
-FILE_NAME = Rule("a non-empty string without '/'", lambda value: TEXT.accepts(value) and "/" not in value and value not in (".", ".."))
+def _is_text(value) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_file_name(value) -> bool:
+    return _is_text(value) and value.isprintable() and "/" not in value and value not in (".", "..")
+
+
+def _is_ranks(value) -> bool:
+    return isinstance(value, list | tuple) and all(_is_integer(rank) and rank >= 0 for rank in value)
+
+
+def _is_option(value) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_option, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_option(item) for name, item in value.items())
+    return isinstance(value, str | int | float)
+
+
+TEXT = Rule("a non-empty string", _is_text)
+FILE_NAME = Rule("a file name: printable, without '/', neither '.' nor '..'", _is_file_name)
 POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value > 0)
 NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
 POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
 SEED = Rule("an integer in [0, 2**64)", lambda value: _is_integer(value) and 0 <= value < 2**64)
-RANKS = Rule("a list of ranks (integers of at least 0)", lambda value: isinstance(value, list | tuple) and all(_is_integer(r) and r >= 0 for r in value))
+RANKS = Rule("a list of ranks (integers of at least 0)", _is_ranks)
 VERSIONS = Rule('"full", "none" or "every N" with a positive integer N', _is_versions)
+OPTION = Rule("a string, a number, a boolean, or a list or table of these", _is_option)
 
 
 def _setting(default, rule: Rule, text: str):
@@ -62,7 +91,9 @@ def _setting(default, rule: Rule, text: str):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str | None = _setting(None, TEXT, 'a data set file, or one that ships ("digits"); needed by all but quadratic')
+    path: str | None = _setting(
+        None, TEXT, 'a data set file, or one that ships ("digits"); needed by all but quadratic'
+    )
     batch_size: int = _setting(32, POSITIVE_INTEGER, "samples of one gradient")
 
 
@@ -78,8 +109,12 @@ class ObjectiveConfig:
 class OptimizerConfig:
     kind: str = _setting("sgd", _one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
     stepsize: float = _setting(0.1, POSITIVE, "learning rate")
-    schedule: str = _setting("constant", _one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks")
-    step_every: int | None = _setting(None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)")
+    schedule: str = _setting(
+        "constant", _one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks"
+    )
+    step_every: int | None = _setting(
+        None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)"
+    )
     step_factor: float = _setting(0.1, POSITIVE, "step: factor of a drop")
     momentum: float = _setting(0.9, FRACTION, "momentum: decay of the running sum")
     beta1: float = _setting(0.9, FRACTION, "adam: decay of the first moment")
@@ -93,7 +128,9 @@ class ExchangeConfig:
     topology: str = _setting("complete", _one_of("complete"), "who reads whom")
     every: int = _setting(1, POSITIVE_INTEGER, "steps between exchanges")
     consistency: str = _setting("snapshot", _one_of("snapshot", "elementwise"), "read: what one read may mix")
-    reads_in_flight: int = _setting(1, POSITIVE_INTEGER, "read: neighbours read at once; each costs one more copy in memory")
+    reads_in_flight: int = _setting(
+        1, POSITIVE_INTEGER, "read: neighbours read at once; each costs one more copy in memory"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +154,8 @@ class LogConfig:
     @property
     def versions_every(self) -> int:
         """Gradients from one logged version vector to the next; 0 where none is logged."""
-        return {"full": 1, "none": 0}.get(self.versions) if " " not in self.versions else int(self.versions.split()[1])
+        words = self.versions.split()
+        return int(words[1]) if words[0] == "every" else {"full": 1, "none": 0}[words[0]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +181,15 @@ class Config:
 
     def to_toml(self) -> str:
         """These settings as TOML text that `load_config` reads back to an equal `Config`."""
-        lines = _toml_lines(self)
-        for section in fields(self):
-            values = getattr(self, section.name)
-            if is_dataclass(values):
-                lines += ["", f"[{section.name}]", *_toml_lines(values)]
+        table = _table(self)
+        sections = {name: value for name, value in table.items() if isinstance(value, dict)}
+        lines = _toml_lines({name: value for name, value in table.items() if name not in sections})
+        for name, values in sections.items():
+            lines += ["", f"[{name}]", *_toml_lines(values)]
         return "\n".join(lines) + "\n"
 
 
-def load_config(source: "Config | Mapping | str | PathLike", overrides: Iterable[str] = ()) -> Config:
+def load_config(source: "Config | Mapping | str | os.PathLike", overrides: Iterable[str] = ()) -> Config:
     """Read and validate settings.
 
     Parameters
@@ -163,10 +201,11 @@ def load_config(source: "Config | Mapping | str | PathLike", overrides: Iterable
     Raises
     ------
     ConfigError
-        A file that cannot be read, an unknown key, a wrong type or a value out of range; the message names it.
+        A file that cannot be read, an unknown key, a wrong type or a value out of range; the message
+        names it.
     """
     if isinstance(source, Config):
-        table = tomllib.loads(source.to_toml())
+        table = _table(source)
     elif isinstance(source, Mapping):
         table = {key: dict(value) if isinstance(value, Mapping) else value for key, value in source.items()}
     else:
@@ -201,24 +240,43 @@ def _read_toml(path: Path) -> dict:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    except (
+        ValueError
+    ) as error:  # a fault of the encoding, of the syntax, or an integer of thousands of digits
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from None
 
 
 def _override(table: dict, override: str) -> None:
     key, separator, text = override.partition("=")
     *sections, name = key.strip().split(".")
-    if not separator or not name or len(sections) > 1:
+    if not separator or not name or "" in sections or len(sections) > 1:
         raise ConfigError(f"--set must be KEY=VALUE or SECTION.KEY=VALUE, got {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value = _override_value(text)
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"`{section}` must be a table, got {table!r}")
     table[name] = value
+
+
+def _override_value(text: str):
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return text.strip()
+    # A text of several lines may go on with keys of its own, and then is no value.
+    return table["value"] if len(table) == 1 else text.strip()
+
+
+def _table(section) -> dict:
+    """The settings of a dataclass as `_build` takes them, without those that are not set."""
+    pairs = {entry.name: getattr(section, entry.name) for entry in fields(section)}
+    pairs |= pairs.pop("options", {})
+    return {
+        name: _table(value) if is_dataclass(value) else value
+        for name, value in pairs.items()
+        if value is not None
+    }
 
 
 def _build(section, table: Mapping, prefix: str):
@@ -227,13 +285,14 @@ def _build(section, table: Mapping, prefix: str):
     takes_options = known.pop("options", None) is not None
     values: dict[str, Any] = {"options": {}} if takes_options else {}
     for name, value in table.items():
-        key = prefix + name
+        key = f"{prefix}{name}"
         entry = known.get(name)
         if entry is None and takes_options:
-            values["options"][name] = value
+            values["options"][name] = OPTION.check(key, value)
         elif entry is None:
             raise ConfigError(_unknown(key, name, known))
         elif "rule" in entry.metadata:
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
             value = entry.metadata["rule"].check(key, value)
             values[name] = tuple(value) if isinstance(value, list) else value
         elif isinstance(value, Mapping):
@@ -244,21 +303,25 @@ def _build(section, table: Mapping, prefix: str):
 
 
 def _unknown(key: str, name: str, known: Mapping) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"unknown key `{key}`{hint}; one of: {', '.join(known)}"
 
 
-def _toml_lines(values) -> list[str]:
-    pairs = {entry.name: getattr(values, entry.name) for entry in fields(values)}
-    pairs |= pairs.pop("options", {})
-    return [f"{name} = {_toml_value(value)}" for name, value in pairs.items() if value is not None and not is_dataclass(value)]
+def _toml_lines(table: Mapping) -> list[str]:
+    return [f"{_toml_key(name)} = {_toml_value(value)}" for name, value in table.items()]
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
 
 
 def _toml_value(value) -> str:
-    # JSON's numbers, strings, booleans and arrays are TOML's; tables (an objective's option may be one) are written inline.
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(name))} = {_toml_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, Mapping):  # an option of an objective may be a table
+        return "{" + ", ".join(_toml_lines(value)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return float.__repr__(value)  # JSON would write Infinity and NaN
+    # JSON's strings, integers and booleans are TOML's, but for a control character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

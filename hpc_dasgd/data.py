@@ -1,6 +1,8 @@
 """Data set files: opened, checked, and read as far as needed."""
 
-from math import isfinite, prod
+import os
+from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 
 import h5py
@@ -26,7 +28,8 @@ def open_dataset(path, dtype, cache_bytes=1 << 30):
         Floating type of the features (and of float targets) that are handed out.
     cache_bytes : int
         An array (features or targets of one split) that takes no more than this, as handed out, is
-        held in memory. A larger one is read from the file batch by batch.
+        held in memory, after a check that it is finite. A larger one is read from the file batch by
+        batch.
 
     Returns
     -------
@@ -37,32 +40,32 @@ def open_dataset(path, dtype, cache_bytes=1 << 30):
     ConfigError
         If there is no such file or it breaks a rule of the format.
     """
-    path = _find(path)
-    file = None
-    try:
-        file = h5py.File(path, "r")
-        return Dataset(path, file, np.dtype(dtype), cache_bytes)
-    except BaseException as error:
-        if file is not None:
-            file.close()
-        if isinstance(error, OSError):
-            rule = f"`data.path` must be a readable HDF5 file, got {path}: {error}"
-            raise ConfigError(rule) from error
-        raise
+    path, dtype = _find(path), np.dtype(dtype)
+    with ExitStack() as on_failure:
+        try:
+            file = on_failure.enter_context(h5py.File(path, "r"))
+            dataset = Dataset(path, file, dtype, cache_bytes)
+        except ConfigError:
+            raise
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            # h5py raises any of these on a damaged file, or on a type that NumPy does not know.
+            rule = "`data.path` must be a readable HDF5 file"
+            raise ConfigError(f"{rule}, got {path}: {error}") from error
+        on_failure.pop_all()
+    return dataset
 
 
 def _find(path):
     """Return the file that `path` means."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # unlike Path.expanduser, no error where there is no such user
     shipped = _SHIPPED / f"{path}.h5"
-    if given.is_file():
+    if os.path.isfile(given):  # unlike Path.is_file, no error where a folder may not be searched
         return given
-    if given.name == str(path) and shipped.is_file():
+    if given.name == str(path) and os.path.isfile(shipped):
         return shipped
     names = ", ".join(sorted(file.stem for file in _SHIPPED.glob("*.h5")))
     raise ConfigError(
-        f"`data.path` must be a data set file or the name of one that ships ({names}), "
-        f"got {str(path)!r}"
+        f"`data.path` must be a data set file or the name of one that ships ({names}), got {str(path)!r}"
     )
 
 
@@ -91,7 +94,7 @@ class Dataset:
         self._file = file
         self.path = path
         self.attributes = dict(file.attrs)
-        scale = self._scale()
+        scale = self._scale(dtype)
         train, test = (self._split(name) for name in ("train", "test"))
         self._check_agreement(train, test)
         self.feature_shape = train[0].shape[1:]
@@ -110,12 +113,13 @@ class Dataset:
         if not condition:
             raise ConfigError(f"`{what}` of {self.path} must {rule}, got {value}")
 
-    def _scale(self):
+    def _scale(self, dtype):
         value = np.asarray(self.attributes.get("scale", 1.0))
-        rule = "be a positive, finite number"
+        rule = f"be a positive, finite {dtype}"
         self._require(value.size == 1 and value.dtype.kind in "iuf", "scale", rule, value)
         scale = float(value.item())
-        self._require(scale > 0 and isfinite(scale), "scale", rule, scale)
+        least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+        self._require(least <= scale <= most, "scale", rule, scale)
         return scale
 
     def _split(self, name):
@@ -144,8 +148,6 @@ class Dataset:
             shape = one.shape[1:]
             rule = f"have rows of shape {shape}, as {one.name} has"
             self._require(other.shape[1:] == shape, other.name, rule, other.shape[1:])
-        same = (train[1].dtype.kind == "f") == (test[1].dtype.kind == "f")
-        self._require(same, "/test/y", "hold what /train/y holds", test[1].dtype)
 
     def _count_classes(self, *labels):
         """Return the number of classes; every label is within it."""
@@ -164,8 +166,12 @@ class Dataset:
 
 def _range(dataset):
     """Return the least and the largest element, as Python ints; reads in pieces."""
-    pieces = [dataset[lo:hi] for lo, hi in _bounds(dataset)]
-    return min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
+    lows, highs = [], []
+    for lo, hi in _bounds(dataset):
+        piece = dataset[lo:hi]
+        lows.append(int(piece.min()))
+        highs.append(int(piece.max()))
+    return min(lows), max(highs)
 
 
 def _bounds(dataset):
@@ -215,13 +221,19 @@ class Split:
 
 
 def _column(dataset, dtype, scale, cache_bytes):
-    """Return `dataset` converted: an array where that fits in `cache_bytes`, else a `_FileColumn`."""
+    """Return `dataset` converted: a finite array where it fits in `cache_bytes`, else a `_FileColumn`."""
     column = _FileColumn(dataset, dtype, scale)
     if dtype.itemsize * prod(dataset.shape) > cache_bytes:
         return column
     array = np.empty(dataset.shape, dtype)
     for lo, hi in _bounds(dataset):
         array[lo:hi] = column[lo:hi]
+        finite = np.isfinite(array[lo:hi])
+        if not finite.all():
+            row, *rest = np.argwhere(~finite)[0].tolist()
+            where = (lo + row, *rest)
+            rule = f"`{dataset.name}` of {dataset.file.filename} must be finite as {dtype}"
+            raise ConfigError(f"{rule}, got {dataset[where]} at {where}")
     return array
 
 
@@ -234,9 +246,10 @@ class _FileColumn:
         self._scale = scale
 
     def __getitem__(self, rows):
-        array = self._dataset[rows].astype(self._dtype, copy=False)
-        if self._scale != 1.0:
-            array *= self._dtype.type(self._scale)
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, which is checked for elsewhere
+            array = self._dataset[rows].astype(self._dtype, copy=False)
+            if self._scale != 1.0:
+                array *= self._dtype.type(self._scale)
         return array
 
     def take(self, indices, axis):

@@ -8,8 +8,12 @@ class HpcDasgdError(Exception):
 class ConfigError(HpcDasgdError, ValueError):
     """The command line, a setting or an input file is wrong (exit status 2).
 
-    The message is one line: the key or file, the rule, the value.
+    The message is one line: the key or file, the rule, the value. Line breaks in what it quotes become
+    spaces.
     """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class WindowError(HpcDasgdError, RuntimeError):

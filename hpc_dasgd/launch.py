@@ -1,4 +1,4 @@
-"""How this process was started: defaults for its environment, the world of ranks, and whether the launcher did its job.
+"""How this process was started: its environment, the world of ranks, whether the launcher did its job.
 
 The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` starts MPI.
 """
@@ -12,13 +12,16 @@ from hpc_dasgd.errors import ConfigError, HpcDasgdError
 
 T = TypeVar("T")
 
-# Ranks of one node share its cores: several BLAS threads each would fight for them.
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _DEFAULTS = {
+    # Ranks of one node share its cores: several BLAS threads each would fight for them. OpenBLAS, MKL and
+    # BLIS follow this variable unless their own is set; setting those would overrule the user's here.
+    "OMP_NUM_THREADS": "1",
     "UCX_LOG_LEVEL": "error",  # else warns at exit of memory still registered
     "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",  # else files cannot be made on file systems without locks
 }
-_ONE_NODE_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}  # else Open MPI prints a line per window where there is no UCX network
+_ONE_NODE_DEFAULTS = {
+    "OMPI_MCA_osc": "^ucx"
+}  # else Open MPI prints a line per window where there is no UCX network
 
 
 def set_environment_defaults(environ=os.environ) -> None:
@@ -26,11 +29,18 @@ def set_environment_defaults(environ=os.environ) -> None:
 
     To be called before NumPy is loaded, since BLAS reads its variables then.
     """
-    defaults = dict.fromkeys(_ONE_THREAD, "1") | _DEFAULTS
-    if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ.get("OMPI_COMM_WORLD_SIZE"):
-        defaults |= _ONE_NODE_DEFAULTS
+    defaults = _DEFAULTS | (_ONE_NODE_DEFAULTS if _on_one_node(environ) else {})
     for name, value in defaults.items():
         environ.setdefault(name, value)
+
+
+def _on_one_node(environ: Mapping[str, str]) -> bool:
+    """Whether all ranks of this launch are on one node, as far as the launcher says."""
+    if "OMPI_COMM_WORLD_SIZE" in environ:
+        return environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ["OMPI_COMM_WORLD_SIZE"]
+    # srun sets none of Open MPI's variables.
+    n_nodes = environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1"))
+    return n_nodes == "1"
 
 
 def world():
@@ -59,9 +69,10 @@ def world():
 def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
     """Refuse a launch whose processes each believe to be alone or in another number.
 
-    ``srun`` with an MPI that does not speak its PMI, or the ``mpiexec`` of one MPI with the library of another, silently
-    start N runs of one rank. Inside an allocation of SLURM an ``mpiexec`` may well start fewer ranks than there are tasks,
-    so that its count says something only about a rank that is alone.
+    ``srun`` with an MPI that does not speak its PMI, or the ``mpiexec`` of one MPI with the library of
+    another, silently start N runs of one rank. Inside an allocation of SLURM an ``mpiexec`` may well
+    start fewer ranks than there are tasks, so that its count says something only about a rank that is
+    alone.
 
     Raises
     ------
@@ -72,15 +83,17 @@ def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
         if not count.isdecimal() or int(count) == n_ranks or (variable == "SLURM_NTASKS" and n_ranks > 1):
             continue
         raise ConfigError(
-            f"the launcher started {count} processes (`{variable}`) but MPI counts {n_ranks}: use the mpiexec of the MPI that"
-            f" mpi4py loads, or srun --mpi=pmi2 (MPICH, Intel MPI) or --mpi=pmix (Open MPI); to run alone, unset {variable}"
+            f"the launcher started {count} processes (`{variable}`) but MPI counts {n_ranks}: use the"
+            " mpiexec of the MPI that mpi4py loads, or srun --mpi=pmi2 (MPICH, Intel MPI) or --mpi=pmix"
+            f" (Open MPI); to run alone, unset {variable}"
         )
 
 
 def agreed(comm, attempt: Callable[[], T]) -> T:
-    """Return ``attempt()`` where it succeeds on every rank; else raise on all what the lowest failing rank raised. Collective.
+    """Return ``attempt()`` where it succeeds on every rank; else raise the same error on all. Collective.
 
-    Only errors of this package are agreed on; any other exception is a fault of one rank and passes through.
+    The error is that of the lowest rank that failed. Only errors of this package are agreed on; any
+    other exception is a fault of one rank and passes through.
     """
     result, error = None, None
     try:
@@ -100,7 +113,9 @@ def started_rank() -> int:
         from mpi4py import MPI
 
         return MPI.COMM_WORLD.Get_rank()
-    ranks = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
+    ranks = (
+        os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    )
     return next((int(rank) for rank in ranks if rank.isdecimal()), 0)
 
 

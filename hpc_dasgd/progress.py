@@ -1,6 +1,7 @@
 """What rank 0 shows while it trains: a bar on a terminal, plain lines in a file."""
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -29,7 +30,15 @@ class Progress:
         if shown and is_terminal(sys.stderr):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=n_gradients, unit=" gradients", unit_scale=True, file=sys.stderr, dynamic_ncols=True, miniters=1, mininterval=0.1)
+            self._bar = tqdm(
+                total=n_gradients,
+                unit=" gradients",
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                miniters=1,
+                mininterval=0.1,
+            )
             self._every_s = 0.2
 
     def __enter__(self):
@@ -48,13 +57,16 @@ class Progress:
         last_s, last_gradients = self._last
         self._last = (now_s, gradients)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"step {steps}, loss {loss:.4g}, staleness {staleness:.2g}", refresh=False)
+            self._bar.set_postfix_str(
+                f"step {steps}, loss {loss:.4g}, staleness {staleness:.2g}", refresh=False
+            )
             self._bar.update(gradients - self._bar.n)
             return
         rate = (gradients - last_gradients) / (now_s - last_s) if now_s > last_s else 0.0
         total = f"/{self._n_gradients}" if self._n_gradients else ""
         print(
-            f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s  loss {loss:.4g}  staleness {staleness:.2g}",
+            f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s"
+            f"  loss {loss:.4g}  staleness {staleness:.2g}",
             file=sys.stderr,
             flush=True,
         )
@@ -68,6 +80,8 @@ def is_terminal(stream) -> bool:
     if stream.isatty():
         return True
     try:
+        if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            return False
         process = os.getppid()
         while process > 1:
             status = Path(f"/proc/{process}/stat").read_text()

@@ -100,7 +100,7 @@ def train(
     data = launch.agreed(comm, lambda: _open_data(config, data))
     if objective is None:
         options = dict(config.objective.options)
-        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data, config.seed, config.device.dtype))
+        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data))
     x0 = launch.agreed(comm, lambda: _initial(objective, config))
     comm.Bcast(x0, root=0)
     optimizer = _make_optimizer(config, x0, xp)

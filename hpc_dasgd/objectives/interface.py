@@ -1,0 +1,50 @@
+"""What the training loop knows of an objective."""
+
+from typing import Protocol
+
+import numpy as np
+
+from hpc_dasgd.batches import Batch
+
+
+class Objective(Protocol):
+    """A function to minimize over a flat vector of parameters, known through stochastic gradients.
+
+    The user's own objective needs no more than these two methods, and no base class. Three more names are
+    optional.
+
+    ``evaluate(parameters, batch) -> dict of str to float``
+        Means over the rows of `batch`, under the names "loss" and "accuracy". It is called on pieces of the
+        test split, and the caller weighs the means by rows; `batch` is None where there is no data. Without
+        this method nothing is evaluated.
+    ``parameter_shapes`` : dict of str to tuple of int
+        Names and shapes of the arrays that the flat vector is made of, in its order, each in C order.
+    ``constants() -> dict of str to float``
+        What is known of the function, under the names of ``theory.md``: ``L`` (smoothness, or a bound),
+        ``mu`` (strong convexity), ``sigma`` (root of the variance of a gradient), ``F_0`` (value at the start
+        minus the minimum, or a bound).
+
+    `parameters` and `out` are arrays of one namespace, dtype and length. An objective computes in that dtype.
+    It may keep references to both arrays, and views: the loop passes the same ones at every step.
+    """
+
+    def initial(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the first parameters, shape (n_params,), floating; rank 0's are the ones that are used."""
+
+    def loss_and_gradient(self, parameters, batch: Batch, out) -> float:
+        """Compute the loss and its gradient on one batch.
+
+        Parameters
+        ----------
+        parameters : array, shape (n_params,), floating
+            Where; not changed.
+        batch : Batch
+            The examples, and ``batch.rng`` for further randomness. Whatever is random must come from there:
+            that is what makes a replay possible.
+        out : array, shape (n_params,), dtype of `parameters`
+            Overwritten with the gradient, every element of it.
+
+        Returns
+        -------
+        loss : float
+        """

@@ -1,0 +1,69 @@
+"""Array namespaces, and results in place with and without ``out=``."""
+
+import numpy as np
+import pytest
+
+from hpc_dasgd import arrays
+from hpc_dasgd.errors import ConfigError
+
+
+@pytest.mark.parametrize("kind", ["cpu", "auto"])
+def test_select_gives_numpy(kind):
+    assert arrays.select(kind) is np
+
+
+@pytest.mark.parametrize("kind", ["tpu", "", None, "CPU"])
+def test_select_names_an_unknown_kind(kind):
+    with pytest.raises(ConfigError, match=r"`device\.kind` must be one of cpu, gpu, auto, got " + repr(kind)):
+        arrays.select(kind)
+
+
+def test_namespace_of_numpy_arrays():
+    assert arrays.namespace(np.zeros(3)) is np
+    assert arrays.namespace(np.zeros((2, 2), "f4")[:, 0]) is np
+
+
+def test_namespace_of_arrays_that_do_not_say():
+    assert arrays.namespace([1, 2]) is np
+
+
+def test_namespace_of_other_arrays():
+    xp = pytest.importorskip("array_api_strict")
+    assert arrays.namespace(xp.zeros(3)) is xp
+
+
+def test_into_writes_into_a_view():
+    whole = np.zeros(6)
+    arrays.into(whole[2:5], np.add, np.array([1.0, 2.0, 3.0]), 1)
+    assert whole.tolist() == [0, 0, 2, 3, 4, 0]
+
+
+def test_into_passes_options_on():
+    out = np.zeros(3)
+    arrays.into(out, np.sum, np.arange(6.0).reshape(2, 3), axis=0)
+    assert out.tolist() == [3, 5, 7]
+
+
+def test_into_makes_no_temporary_in_numpy():
+    def function(*arguments, out=None):
+        seen.append((arguments, out))
+
+    seen, target = [], np.zeros(2)
+    arrays.into(target, function, 1, 2)
+    assert seen == [((1, 2), target)] and seen[0][1] is target
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_into_without_out(dtype):
+    """An array library whose functions know no ``out=`` gives the same, in place, in the same dtype."""
+    xp = pytest.importorskip("array_api_strict")
+    whole = xp.zeros((3, 4), dtype=getattr(xp, dtype))
+    alias = whole[1:, :]
+    a = np.arange(6, dtype=dtype).reshape(2, 3)
+    b = np.arange(12, dtype=dtype).reshape(3, 4)
+    arrays.into(alias, xp.matmul, xp.asarray(a), xp.asarray(b))
+    expected = np.zeros((3, 4), dtype)
+    expected[1:] = [[20, 23, 26, 29], [56, 68, 80, 92]]
+    assert np.array_equal(np.asarray(whole), expected) and whole.dtype == getattr(xp, dtype)
+    arrays.into(alias, xp.sum, xp.asarray(b), axis=0)
+    assert np.array_equal(np.asarray(whole)[1], b.sum(axis=0))
