@@ -135,7 +135,7 @@ def _report(options) -> None:
 
     run = analysis.open_run(options.run)
     print(report.summary(run))
-    for path in report.write_plots(run, Path(options.output or Path(options.run) / "report")):
+    for path in report.write_plots(run, Path(options.output or run.directory / "report")):
         print(f"plot: {path}")
 
 

@@ -5,7 +5,8 @@ import stat
 import sys
 from pathlib import Path
 
-LINE_EVERY_S = 10.0
+BAR_EVERY_S = 0.2
+LINE_EVERY_S = 10.0  # the first lines come sooner
 _LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun")
 
 
@@ -24,9 +25,8 @@ class Progress:
         self._n_gradients = n_gradients
         self._bar = None
         self._shown = shown
-        self._next_s = 0.0
+        self._next_s = self._every_s = 1.0
         self._last = (0.0, 0)
-        self._every_s = LINE_EVERY_S
         if shown and is_terminal(sys.stderr):
             from tqdm import tqdm
 
@@ -39,7 +39,7 @@ class Progress:
                 miniters=1,
                 mininterval=0.1,
             )
-            self._every_s = 0.2
+            self._next_s = self._every_s = BAR_EVERY_S
 
     def __enter__(self):
         return self
@@ -54,6 +54,8 @@ class Progress:
 
     def show(self, now_s: float, *, steps: int, gradients: int, loss: float, staleness: float) -> None:
         self._next_s = now_s + self._every_s
+        if self._bar is None:
+            self._every_s = min(2 * self._every_s, LINE_EVERY_S)
         last_s, last_gradients = self._last
         self._last = (now_s, gradients)
         if self._bar is not None:

@@ -67,6 +67,7 @@ def train(
     *,
     overrides: Iterable[str] = (),
     run: str | Path | None = None,
+    progress: bool = True,
 ) -> Result:
     """Train, and write the run directory. Collective over `comm`.
 
@@ -83,6 +84,8 @@ def train(
         ``section.key=value`` each.
     run : path, optional
         The run directory, not yet holding a run; ``runs/NAME-TIMESTAMP`` by default.
+    progress : bool, optional
+        Whether rank 0 shows on standard error how far it is.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def train(
     clock = Clock(comm, host)
     start_s = clock.now()
 
-    with log, Progress(config.budget.gradients, shown=rank == 0) as progress:
+    with log, Progress(config.budget.gradients, shown=progress and rank == 0) as shown:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
             replicas.pull()
@@ -150,8 +153,8 @@ def train(
             update = _Checked(optimizer.update(gradient, stepsize_at(replicas.gradients)), gradient, version, config, rank)
             replicas.push(update)
             log.append(begun_s, done_s, loss, update.norm, version, held)
-            if progress.due(done_s):
-                progress.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness)
+            if shown.due(done_s):
+                shown.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness)
 
         seconds = clock.now() - start_s
         # Every update of every rank into every replica; then the last word on how good it is.

@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from hpc_dasgd.progress import LINE_EVERY_S, Progress, is_terminal
+from hpc_dasgd.progress import Progress, is_terminal
 
 SHOWS = """
 from hpc_dasgd.progress import Progress
@@ -83,19 +83,18 @@ def test_a_rank_that_shows_nothing_is_silent():
     assert on_terminal("from hpc_dasgd.progress import Progress\nwith Progress(9, shown=False): pass") == ""
 
 
-def test_what_is_due_in_a_file(capsys):
+def test_lines_in_a_file_grow_rarer(capsys):
     with Progress(None, shown=True) as progress:
-        assert progress.due(0.0)
-        progress.show(3.0, steps=1, gradients=4, loss=1.0, staleness=0.0)
-        assert not progress.due(3.0)
-        assert not progress.due(3.0 + 0.99 * LINE_EVERY_S)
-        assert progress.due(3.0 + LINE_EVERY_S)
-        progress.show(3.0 + LINE_EVERY_S, steps=2, gradients=4, loss=1.0, staleness=0.0)
-        assert not progress.due(3.0 + 1.99 * LINE_EVERY_S)
-        assert progress.due(3.0 + 2 * LINE_EVERY_S)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert [line.split()[-5] for line in captured.err.splitlines()] == ["1/s", "0/s"]
+        moments_s = [second / 2 for second in range(121) if progress_shows(progress, second / 2)]
+    assert moments_s == [1, 2, 4, 8, 16, 26, 36, 46, 56]
+    assert capsys.readouterr().err.count("\n") == 9
+
+
+def progress_shows(progress, now_s):
+    due = progress.due(now_s)
+    if due:
+        progress.show(now_s, steps=1, gradients=4, loss=1.0, staleness=0.0)
+    return due
 
 
 def test_a_terminal_is_due_more_often():

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dasgd.versions import between_models, causal_order, missed_gradients, replicas_at
-
-import synthetic
 
 SCHEDULES = st.builds(
     synthetic.schedule,

@@ -1,0 +1,307 @@
+"""Runs opened when complete, going on, killed or damaged; staleness against sets of gradients."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import synthetic
+
+from hpc_dasgd import analysis, runlog
+from hpc_dasgd.config import load_config
+from hpc_dasgd.errors import ConfigError
+
+N_RANKS = 3
+SETTINGS = {"name": "synthetic", "budget": {"gradients": 10}}
+
+# A rank that logs 3000 gradients, says so, and then waits with its file open.
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from hpc_dasgd.runlog import RankLog
+
+with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
+    for k in range(3000):
+        log.append(k, k + 0.5, k, 1.0, k, np.array([k]))
+    log.append_evaluation(3000.0, 3000, 0.25, 0.5)
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def write_run(directory, run, every=1, complete=True, shapes=None, **settings):
+    config = load_config(SETTINGS, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])
+    x0 = np.arange(6, dtype=np.float32)
+    attributes = {"n_ranks": run.n_ranks, "hosts": ["node"] * run.n_ranks}
+    runlog.create_run(
+        directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes
+    )
+    for rank in range(run.n_ranks):
+        with runlog.RankLog(directory / runlog.rank_file(rank), rank, run.n_ranks, every) as log:
+            for k, vector in enumerate(run.versions[rank]):
+                log.append(run.start[rank][k], run.end[rank][k], rank + k / 1000, 10 + k, k, vector)
+            if rank == 0:
+                log.append_evaluation(0.5, 7, 2.0, 0.1)
+    if complete:
+        runlog.complete_run(directory, final=x0 + 1, attributes={"seconds": 2.5})
+    return directory
+
+
+def reference(run, every=1):
+    """Staleness by rank and reach, by sets, straight from the definitions."""
+    sequence = [(i, k) for i in range(run.n_ranks) for k in range(len(run.end[i]))]
+    sequence.sort(key=lambda gradient: run.end[gradient[0]][gradient[1]])
+    staleness = [[] for _ in range(run.n_ranks)]
+    reach = dict.fromkeys(sequence, 0)
+    for t, (rank, index) in enumerate(sequence):
+        if index % every == 0:
+            missed = set(sequence[:t]) - run.held[rank][index]
+            staleness[rank].append(len(missed))
+            for gradient in missed:
+                reach[gradient] += len(missed)
+    return staleness, max(reach.values())
+
+
+@pytest.fixture
+def run():
+    return synthetic.schedule(N_RANKS, 200, seed=1)
+
+
+@pytest.mark.parametrize("name", ["", "run.h5"])
+def test_a_complete_run_comes_back(tmp_path, run, name):
+    opened = analysis.open_run(str(write_run(tmp_path, run) / name))
+    counts = [len(times) for times in run.end]
+    assert (opened.n_ranks, opened.status, opened.warnings) == (N_RANKS, "complete", [])
+    assert opened.config == load_config(SETTINGS)
+    assert opened.attributes["hosts"] == ["node"] * N_RANKS
+    assert opened.attributes["seconds"] == 2.5
+    assert opened.x0.tolist() == [0, 1, 2, 3, 4, 5]
+    assert opened.final.tolist() == [1, 2, 3, 4, 5, 6]
+    assert opened.gradients.dtype.names == (
+        "rank", "t_start_s", "t_end_s", "loss", "gradient_norm", "version",
+    )  # fmt: skip
+    np.testing.assert_array_equal(opened.gradients["rank"], np.repeat(range(N_RANKS), counts))
+    np.testing.assert_array_equal(opened.gradients["t_end_s"], np.concatenate(run.end))
+    np.testing.assert_array_equal(opened.gradients["version"], np.concatenate([np.arange(n) for n in counts]))
+    for logged, expected in zip(opened.versions, run.versions, strict=True):
+        assert logged.dtype == np.uint32
+        np.testing.assert_array_equal(logged, expected)
+    assert opened.evaluation.tolist() == [(0.5, 7, 2.0, 0.1)]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(("n_ranks", "memory_bytes"), [(1, 10**9), (2, 10**9), (5, 10**9), (5, 0)])
+def test_staleness_agrees_with_sets(tmp_path, monkeypatch, n_ranks, memory_bytes, every):
+    monkeypatch.setattr(analysis, "_MEMORY_BYTES", memory_bytes)
+    run = synthetic.schedule(n_ranks, 150, seed=n_ranks)
+    by_rank, w_max = reference(run, every)
+    everything = np.concatenate(by_rank)
+    found = json.loads(json.dumps(analysis.open_run(write_run(tmp_path, run, every)).staleness().as_dict()))
+    assert found["S_avg"] == pytest.approx(everything.mean())
+    assert found["S_rms"] == pytest.approx(math.sqrt((everything**2).mean()))
+    assert (found["S_max"], found["W_max"]) == (everything.max(), w_max)
+    assert (found["gradients"], found["measured"], found["n_ranks"]) == (150, everything.size, n_ranks)
+    assert found["percentiles"]["50"] == np.median(everything)
+    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+    assert counts == [int(((a <= everything) & (everything < b)).sum()) for a, b in zip(edges, edges[1:])]  # noqa: B905, RUF007
+    assert sum(counts) == everything.size
+    for row, expected, times in zip(found["per_rank"], by_rank, run.end, strict=True):
+        assert row["gradients"] == len(times)
+        assert row["S_avg"] == pytest.approx(np.mean(expected))
+        assert row["S_max"] == max(expected)
+    assert sum(row["missed_by_others"] for row in found["per_rank"]) == everything.sum()
+
+
+def test_models_are_compared_at_moments_of_the_run(tmp_path, run):
+    """Rank 1 never reads: the models differ by all that rank 0 has done."""
+    n = 50
+    run.n_ranks = 2
+    run.start = [np.arange(n) + 0.0] * 2
+    run.end = [start + 0.9 for start in run.start]
+    run.versions = [np.stack([np.arange(n), np.arange(n)], 1), np.stack([np.zeros(n), np.arange(n)], 1)]
+    found = analysis.open_run(write_run(tmp_path, run)).staleness().as_dict()["between_models"]
+    moments = [(n - 1) * m / 101 for m in range(1, 101)]
+    assert found["max"] == max(map(math.floor, moments))
+    assert found["mean"] == pytest.approx(np.mean([math.floor(moment) for moment in moments]))
+
+
+def test_staleness_text_shows_every_rank_and_bin(tmp_path, run):
+    opened = analysis.open_run(write_run(tmp_path, run))
+    text, numbers = analysis.staleness_text(opened), opened.staleness().as_dict()
+    assert f"S_avg {numbers['S_avg']:.4g}" in text
+    bins = re.findall(r"^ +(\d+)(?:-\d+)? +(\d+) +[\d.]+%( #+)?$", text, re.MULTILINE)
+    assert [int(first) for first, _, _ in bins] == numbers["histogram"]["edges"][:-1]
+    assert [int(count) for _, count, _ in bins] == numbers["histogram"]["counts"]
+    for row in numbers["per_rank"]:
+        assert re.search(rf"^ +{row['rank']} +{row['gradients']} +{row['S_avg']:.4g} ", text, re.MULTILINE)
+
+
+def test_elementwise_reads_and_independent_models_are_said_to_be_inexact(tmp_path, run):
+    elementwise = analysis.open_run(write_run(tmp_path / "a", run, exchange__consistency="elementwise"))
+    assert "exact only to within" in analysis.staleness_text(elementwise)
+    independent = analysis.open_run(write_run(tmp_path / "b", run, exchange__kind="none"))
+    assert any("independent" in warning for warning in independent.warnings)
+
+
+def test_without_versions_staleness_names_the_setting(tmp_path, run):
+    opened = analysis.open_run(write_run(tmp_path, run, every=0))
+    assert opened.versions is None
+    assert opened.gradients.size == 200
+    with pytest.raises(ConfigError, match=r"`log.versions`"):
+        opened.staleness()
+
+
+def test_every_kth_vector_is_returned_and_said(tmp_path, run):
+    opened = analysis.open_run(write_run(tmp_path, run, every=4))
+    for logged, expected in zip(opened.versions, run.versions, strict=True):
+        np.testing.assert_array_equal(logged, expected[::4])
+    assert any("every 4th gradient" in warning for warning in opened.warnings)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("locking", ["BEST_EFFORT", None])
+def test_a_run_opens_while_it_is_written_and_after_a_kill(tmp_path, killed, locking, monkeypatch):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    environment = os.environ | ({"HDF5_USE_FILE_LOCKING": locking} if locking else {})
+    config = load_config(SETTINGS).to_toml()
+    runlog.create_run(tmp_path, config_toml=config, attributes={"n_ranks": 1}, x0=np.zeros(2))
+    command = [sys.executable, "-c", WRITER, str(tmp_path / runlog.rank_file(0))]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            if killed:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            opened = analysis.open_run(tmp_path)
+            assert opened.status == "running"
+            assert any("not complete" in warning for warning in opened.warnings)
+            np.testing.assert_array_equal(opened.gradients["loss"], np.arange(3000))
+            assert opened.evaluation["loss"].tolist() == [0.25]
+            assert opened.staleness().as_dict()["S_max"] == 0
+            with pytest.raises(ConfigError, match="status is 'running'"):
+                opened.parameters()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
+    write_run(tmp_path, run, every)
+    with h5py.File(tmp_path / runlog.rank_file(1), "r+") as file:
+        file["gradient/loss"].resize(13, axis=0)
+    opened = analysis.open_run(tmp_path)
+    assert opened.counts.tolist() == [len(run.end[0]), 13, len(run.end[2])]
+    np.testing.assert_array_equal(
+        opened.gradients["loss"][opened.gradients["rank"] == 1], 1 + np.arange(13) / 1000
+    )
+    np.testing.assert_array_equal(opened.versions[1], run.versions[1][:13:every])
+    assert [warning for warning in opened.warnings if "is cut to 13 gradients" in warning]
+    assert opened.staleness().as_dict()["gradients"] == opened.counts.sum()
+
+
+def test_gradients_whose_vectors_were_not_written_yet_are_cut(tmp_path, run):
+    write_run(tmp_path, run, every=4)
+    with h5py.File(tmp_path / runlog.rank_file(1), "r+") as file:
+        file["gradient/versions"].resize(5, axis=0)
+    assert analysis.open_run(tmp_path).counts[1] == 20
+
+
+def test_a_missing_or_damaged_rank_counts_as_idle_with_a_warning(tmp_path, run):
+    write_run(tmp_path, run)
+    (tmp_path / runlog.rank_file(0)).write_bytes(b"not HDF5")
+    (tmp_path / runlog.rank_file(2)).unlink()
+    opened = analysis.open_run(tmp_path)
+    assert opened.counts.tolist() == [0, len(run.end[1]), 0]
+    assert opened.evaluation.size == 0
+    assert [warning.split()[0] for warning in opened.warnings] == ["rank_00000.h5", "rank_00002.h5"]
+    numbers = opened.staleness().as_dict()
+    assert [row["S_avg"] for row in numbers["per_rank"]] == [None, 0.0, None]
+    assert "rank_00002.h5 is missing" in analysis.staleness_text(opened)
+
+
+def test_a_run_without_gradients_has_no_staleness(tmp_path, run):
+    run.versions = [vectors[:0] for vectors in run.versions]
+    opened = analysis.open_run(write_run(tmp_path, run))
+    assert opened.gradients.size == 0
+    with pytest.raises(ConfigError, match="holds no gradients yet"):
+        opened.staleness()
+
+
+def test_vectors_that_contradict_each_other_are_damage(tmp_path, run):
+    run.versions[0][:, 0] += 1
+    with pytest.raises(ConfigError, match=r"is damaged: .* updates of its own"):
+        analysis.open_run(write_run(tmp_path, run)).staleness()
+
+
+def test_settings_of_another_version_matter_only_when_asked_for(tmp_path, run):
+    write_run(tmp_path, run)
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        file.attrs["config"] = 'flavour = "strange"\n'
+    opened = analysis.open_run(tmp_path)
+    assert opened.gradients.size == 200
+    with pytest.raises(ConfigError, match=r"this version cannot read the settings of .*flavour"):
+        _ = opened.config
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w"):
+        pass
+    (tmp_path / "text").write_text("hello")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "other.h5", tmp_path / "text"):
+        with pytest.raises(ConfigError, match=r"must be a run directory or its run.h5") as caught:
+            analysis.open_run(path)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_a_newer_schema_is_refused(tmp_path, run):
+    write_run(tmp_path, run)
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        file.attrs["schema"] = 99
+    with pytest.raises(ConfigError, match="schema of at most 1, got 99"):
+        analysis.open_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["parameters.npz", "no_suffix"])
+def test_export_writes_names_and_shapes_to_exactly_that_path(tmp_path, run, name):
+    shapes = {"0.weight": (2, 2), "file": (1,), "scalar": ()}
+    opened = analysis.open_run(write_run(tmp_path / "run", run, shapes=shapes))
+    analysis.export(opened, tmp_path / name)
+    with np.load(tmp_path / name) as stored:
+        assert {key: stored[key].tolist() for key in stored} == {
+            "0.weight": [[1.0, 2.0], [3.0, 4.0]], "file": [5.0], "scalar": 6.0,
+        }  # fmt: skip
+        assert stored["file"].dtype == np.float32
+
+
+def test_export_without_names_is_one_vector(tmp_path, run):
+    analysis.export(analysis.open_run(write_run(tmp_path / "run", run)), tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as stored:
+        assert {key: stored[key].tolist() for key in stored} == {"parameters": [1, 2, 3, 4, 5, 6]}
+
+
+def test_export_says_what_is_wrong(tmp_path, run):
+    write_run(tmp_path / "run", run, complete=False)
+    with pytest.raises(ConfigError, match="has no final parameters"):
+        analysis.export(analysis.open_run(tmp_path / "run"), tmp_path / "p.npz")
+    assert not (tmp_path / "p.npz").exists()
+    runlog.complete_run(tmp_path / "run", final=np.zeros(6), attributes={})
+    opened = analysis.open_run(tmp_path / "run")
+    for path in (tmp_path, tmp_path / "nowhere" / "p.npz"):
+        with pytest.raises(ConfigError, match="cannot write parameters to"):
+            analysis.export(opened, path)
+
+
+def test_a_moved_run_opens(tmp_path, run):
+    shutil.move(write_run(tmp_path / "here", run), tmp_path / "there")
+    assert analysis.open_run(tmp_path / "there").staleness().as_dict()["gradients"] == 200

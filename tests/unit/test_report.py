@@ -1,0 +1,142 @@
+"""The summary and the plots of runs of every kind."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import synthetic
+
+from hpc_dasgd import report, runlog
+from hpc_dasgd.analysis import open_run
+from hpc_dasgd.config import load_config
+from hpc_dasgd.errors import ConfigError
+
+PLOTS = ["loss_seconds.png", "loss_gradients.png", "staleness.png", "progress.png"]
+ATTRIBUTES = {"seconds": 50.0, "drift": 1.5e-7, "dropped_reads": 12, "clock_error_s": 2e-6}
+
+
+def write_run(directory, n_ranks=3, every=1, complete=True, evaluated=True, n_gradients=300):
+    run = synthetic.schedule(n_ranks, n_gradients, seed=2)
+    config = load_config({"budget": {"gradients": 1}}).to_toml()
+    attributes = {
+        "n_ranks": n_ranks,
+        "hosts": ["north"] * (n_ranks - 1) + ["south"],
+        "mpi_library": "MPI of the test",
+    }
+    runlog.create_run(directory, config_toml=config, attributes=attributes, x0=np.zeros(2))
+    for rank in range(n_ranks):
+        with runlog.RankLog(directory / runlog.rank_file(rank), rank, n_ranks, every) as log:
+            for k, vector in enumerate(run.versions[rank]):
+                log.append(run.start[rank][k], run.end[rank][k], 2 / (k + 1), 1.0, k, vector)
+            if rank == 0 and evaluated:
+                for t_s, loss, accuracy in ((1.0, 0.75, 0.5), (2.0, 0.25, 0.875), (3.0, 0.5, 0.625)):
+                    log.append_evaluation(t_s, 10 * int(t_s), loss, accuracy)
+    if complete:
+        runlog.complete_run(directory, final=np.ones(2), attributes=ATTRIBUTES)
+    return open_run(directory)
+
+
+def is_drawn(path):
+    """Whether a file decodes as an image that is not of one colour."""
+    from matplotlib.image import imread
+
+    pixels = imread(path)
+    return pixels.shape[0] > 300 and pixels.shape[1] > 500 and np.ptp(pixels[..., :3]) == 1.0
+
+
+def test_summary_tells_what_matters(tmp_path):
+    run = write_run(tmp_path)
+    text = re.sub(" +", " ", report.summary(run))
+    numbers = run.staleness().as_dict()
+    hosts = enumerate(["north", "north", "south"])
+    table = [f" {rank} {run.counts[rank]} {run.counts[rank] / 50:.4g}/s {host}" for rank, host in hosts]
+    for line in (
+        f"run: {tmp_path} (complete)",
+        "ranks: 3 on north (2), south (1)",
+        "MPI: MPI of the test",
+        "gradients: 300 in 50.0 s, 6/s",
+        "loss: 0.5, best 0.25 after 2.0 s",
+        "accuracy: 0.625, best 0.875 after 2.0 s",
+        f"staleness: S_avg {numbers['S_avg']:.4g} S_rms {numbers['S_rms']:.4g} S_max {numbers['S_max']}",
+        "drift: 1.5e-07",
+        "dropped reads: 12",
+*table,
+    ):  # fmt: skip
+        assert line in text.splitlines()
+    assert "warning" not in text
+
+
+def test_summary_of_a_killed_run_without_versions_or_evaluations(tmp_path):
+    run = write_run(tmp_path, every=0, complete=False, evaluated=False)
+    text = report.summary(run)
+    seconds = run.gradients["t_end_s"].max() - run.gradients["t_start_s"].min()
+    assert f"{300 / seconds:.4g}/s" in text
+    assert "warning: the run is not complete" in text
+    assert not re.search("^(loss|accuracy|staleness|drift)", text, re.MULTILINE)
+
+
+def test_long_tables_are_cut(tmp_path):
+    run = write_run(tmp_path, n_ranks=40)
+    text = report.summary(run)
+    assert f"8 more ranks, of {run.counts[32:].min()} to {run.counts[32:].max()} gradients" in text
+    assert len(text.splitlines()) < 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"complete": False}, {"evaluated": False}, {"n_ranks": 20}, {"n_ranks": 1, "n_gradients": 1}],
+)
+def test_plots_are_pictures(tmp_path, options):
+    paths = report.write_plots(write_run(tmp_path / "run", **options), tmp_path / "a" / "plots")
+    assert paths == [tmp_path / "a" / "plots" / name for name in PLOTS]
+    assert all(is_drawn(path) for path in paths)
+
+
+def test_without_versions_there_is_no_staleness_plot(tmp_path):
+    paths = report.write_plots(write_run(tmp_path / "run", every=0), tmp_path / "plots")
+    assert [path.name for path in paths] == ["loss_seconds.png", "loss_gradients.png", "progress.png"]
+    assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)
+
+
+def test_a_run_without_gradients_has_a_summary_and_no_plots(tmp_path):
+    run = write_run(tmp_path / "run", n_gradients=0, complete=False, evaluated=False)
+    assert "gradients: 0 in 0.0 s" in re.sub(" +", " ", report.summary(run))
+    assert report.write_plots(run, tmp_path / "plots") == []
+
+
+def test_loss_is_shown_on_a_log_scale_where_it_is_positive(tmp_path):
+    from matplotlib.figure import Figure
+
+    run = write_run(tmp_path)
+    axes = Figure().add_subplot()
+    report._plot_loss_over_gradients(run, axes)
+    assert axes.get_yscale() == "log"
+    assert [line.get_label() for line in axes.lines][-1] == "evaluation set"
+    assert axes.lines[-1].get_xdata().tolist() == [10, 20, 30]
+    run.gradients["loss"] -= 1
+    axes = Figure().add_subplot()
+    report._plot_loss_over_gradients(run, axes)
+    assert axes.get_yscale() == "linear"
+
+
+def test_smoothing_keeps_the_mean():
+    values = np.random.default_rng(0).random(1000)
+    assert report._block_means(values, 1000).tolist() == values.tolist()
+    np.testing.assert_allclose(report._block_means(values, 10), values.reshape(10, 100).mean(axis=1))
+    uneven = report._block_means(values[:7], 3)
+    np.testing.assert_allclose(uneven, [values[:2].mean(), values[2:4].mean(), values[4:7].mean()])
+
+
+def test_plots_leave_pyplot_alone(tmp_path):
+    run = write_run(tmp_path / "run")
+    before = "matplotlib.pyplot" in sys.modules
+    report.write_plots(run, tmp_path / "plots")
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"cannot write plots to .*/file/plots: Not a directory"):
+        report.write_plots(run, tmp_path / "file" / "plots")
