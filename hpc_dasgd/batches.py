@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 
 import numpy as np
-
-from hpc_dasgd.checks import integer
 
 _INDICES, _NOISE = 0, 1  # streams of random numbers: which examples, and `Batch.rng`
 _BLOCK_NUMBERS = 1 << 16  # random numbers made at once, at most (0.5 MB)
 _BLOCK_VERSIONS = 64
+
+
+def _word(name, value):
+    """Return `value` as an int that one 64-bit word holds; NumPy's integers would overflow in shifts."""
+    value = index(value)
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"`{name}` must be in [0, 2**64), got {value}")
+    return value
 
 
 def _philox(seed, rank, stream, position):
@@ -40,7 +47,7 @@ class Batch:
 
     @cached_property
     def rng(self):
-        seed, rank, version = map(int, self.source)  # a NumPy integer would overflow in the shift
+        seed, rank, version = map(index, self.source)
         return np.random.Generator(_philox(seed, rank, _NOISE, version << 64))
 
 
@@ -57,16 +64,14 @@ class Sampler:
         Whose batches.
     split : Split or None
         What to draw from, of at least one row; None for objectives without data.
-    batch_size : int
+    batch_size : int, at least 1
         Examples in a batch.
     """
 
     def __init__(self, seed, rank, split, batch_size):
-        self._seed = integer("seed", seed, 0, 1 << 64)
-        self._rank = integer("rank", rank, 0, 1 << 64)
+        self._seed, self._rank = _word("seed", seed), _word("rank", rank)
         self._split = split
-        self._n_rows = None if split is None else integer("split.n_rows", split.n_rows, 1)
-        self._batch_size = integer("batch_size", batch_size, 1)
+        self._batch_size = batch_size
         self._counts = -(-self._batch_size // 4)  # Philox makes four numbers per count
         self._n_versions = max(1, min(_BLOCK_VERSIONS, _BLOCK_NUMBERS // self._batch_size))
         self._block = None
@@ -74,7 +79,7 @@ class Sampler:
 
     def batch(self, version):
         """Return the `Batch` of one version, 0 for the rank's first gradient."""
-        version = integer("version", version, 0, 1 << 64)
+        version = _word("version", version)
         source = (self._seed, self._rank, version)
         if self._split is None:
             return Batch(None, None, source)
@@ -90,4 +95,4 @@ class Sampler:
         raw = generator.random_raw(self._n_versions * self._counts * 4)
         raw = raw.reshape(self._n_versions, -1)[:, : self._batch_size]
         # The remainder favours some rows by less than n_rows / 2**64.
-        return (raw % np.uint64(self._n_rows)).astype(np.intp)
+        return (raw % np.uint64(self._split.n_rows)).astype(np.intp)

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import sys
 import traceback
 
@@ -31,17 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         if launch.alone() or getattr(error, "agreed", False):
             if launch.started_rank() == 0:
-                print(f"{PROGRAM}: {error}", file=sys.stderr)
+                print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, _UsageError):
+                launch.wait_to_exit()
             return WRONG
         return _fail(f"error: {error}")
     except HpcDasgdError as error:
         return _fail(f"error: {error}")
     except BrokenPipeError:
-        # The reader of standard output went away (`| head`): nothing is wrong, and nothing more can be written.
+        # The reader of standard output went away (`| head`): nothing is wrong, nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
         return _fail("interrupted")
+    except SystemExit:
+        if launch.alone():
+            raise
+        # A user's code called `sys.exit` on this rank: MPI would wait for the others in its end, for ever.
+        return _fail(traceback.format_exc().rstrip())
     except Exception:
         return _fail(traceback.format_exc().rstrip())
 
@@ -56,13 +64,20 @@ def _fail(message: str) -> int:
     return FAILED
 
 
+class _UsageError(ConfigError):
+    """The command line is wrong, and so on every rank."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, since under a launcher every rank parses; details are made when help is asked for."""
+    """Raises instead of exiting, since under a launcher every rank parses.
+
+    `details` are made when help is asked for.
+    """
 
     details = None
 
     def error(self, message):
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        raise _UsageError(f"{message}; see {self.prog} --help")
 
     def format_help(self):
         return super().format_help() + ("" if self.details is None else self.details())
@@ -81,7 +96,13 @@ def _parser() -> _Parser:
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.details = _train_details
     train.add_argument("config", metavar="CONFIG.toml")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one setting; may be repeated",
+    )
     train.add_argument("--run", metavar="DIR", help="the run directory (default runs/NAME-TIMESTAMP)")
 
     staleness = command("staleness", _staleness, "staleness of the gradients of a run")
@@ -103,7 +124,10 @@ def _train_details() -> str:
     from hpc_dasgd.config import settings_help
 
     kinds = "\n".join(f"  {kind}: {text}" for kind, text in objectives.describe().items())
-    return f"\nsettings (key, default, meaning):\n{settings_help()}\n\nobjectives, and the keys that [objective] takes for each:\n{kinds}\n"
+    return (
+        f"\nsettings (key, default, meaning):\n{settings_help()}\n"
+        f"\nobjectives, and the keys that [objective] takes for each:\n{kinds}\n"
+    )
 
 
 def _train(options) -> None:
@@ -113,12 +137,14 @@ def _train(options) -> None:
     result = train(options.config, comm=comm, overrides=options.set, run=options.run)
     if comm.rank == 0:
         rate = result.gradients / result.seconds if result.seconds > 0 else math.nan
-        reached = [f"{name} {value:.4g}" for name, value in (("loss", result.loss), ("accuracy", result.accuracy)) if math.isfinite(value)]
-        print(f"done: {result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s ({rate:.0f}/s)")
+        measured = {"loss": result.loss, "accuracy": result.accuracy}
+        reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
+        work = f"{result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s"
+        print(f"done: {work} ({rate:.0f}/s)")
         if reached:
             print(f"reached: {', '.join(reached)} on the evaluation set")
         print(f"files: {result.run}")
-        print(f"next: {PROGRAM} report {result.run}")
+        print(f"next: {PROGRAM} report {shlex.quote(str(result.run))}")
 
 
 def _staleness(options) -> None:

@@ -8,81 +8,28 @@ import difflib
 import json
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hpc_dasgd.errors import ConfigError
-
-
-class Rule(NamedTuple):
-    """What a setting may be: `text` completes "must be ...", `accepts` decides."""
-
-    text: str
-    accepts: Any
-
-    def check(self, key: str, value):
-        if not self.accepts(value):
-            raise ConfigError(f"`{key}` must be {self.text}, got {value!r}")
-        return value
-
-
-def _is_number(value) -> bool:
-    # The bound refuses nan, infinity, and integers that no float holds.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _one_of(*choices: str) -> Rule:
-    return Rule(
-        "one of " + ", ".join(f'"{choice}"' for choice in choices),
-        lambda value: isinstance(value, str) and value in choices,
-    )
-
-
-def _is_versions(value) -> bool:
-    words = value.split() if isinstance(value, str) else []
-    return words in (["full"], ["none"]) or (
-        len(words) == 2 and words[0] == "every" and words[1].isdecimal() and int(words[1]) > 0
-    )
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _is_file_name(value) -> bool:
-    return _is_text(value) and value.isprintable() and "/" not in value and value not in (".", "..")
-
-
-def _is_ranks(value) -> bool:
-    return isinstance(value, list | tuple) and all(_is_integer(rank) and rank >= 0 for rank in value)
-
-
-def _is_option(value) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_option, value))
-    if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_option(item) for name, item in value.items())
-    return isinstance(value, str | int | float)
-
-
-TEXT = Rule("a non-empty string", _is_text)
-FILE_NAME = Rule("a file name: printable, without '/', neither '.' nor '..'", _is_file_name)
-POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value > 0)
-NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
-FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
-POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
-SEED = Rule("an integer in [0, 2**64)", lambda value: _is_integer(value) and 0 <= value < 2**64)
-RANKS = Rule("a list of ranks (integers of at least 0)", _is_ranks)
-VERSIONS = Rule('"full", "none" or "every N" with a positive integer N', _is_versions)
-OPTION = Rule("a string, a number, a boolean, or a list or table of these", _is_option)
+from hpc_dasgd.rules import (
+    FILE_NAME,
+    FRACTION,
+    NOT_NEGATIVE,
+    NUMBER,
+    OPTION,
+    POSITIVE,
+    POSITIVE_INTEGER,
+    RANKS,
+    SEED,
+    TEXT,
+    VERSIONS,
+    Rule,
+    one_of,
+)
 
 
 def _setting(default, rule: Rule, text: str):
@@ -107,10 +54,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    kind: str = _setting("sgd", _one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
+    kind: str = _setting("sgd", one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
     stepsize: float = _setting(0.1, POSITIVE, "learning rate")
     schedule: str = _setting(
-        "constant", _one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks"
+        "constant", one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks"
     )
     step_every: int | None = _setting(
         None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)"
@@ -124,10 +71,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeConfig:
-    kind: str = _setting("read", _one_of("read", "none", "allreduce"), "how updates travel")
-    topology: str = _setting("complete", _one_of("complete"), "who reads whom")
+    kind: str = _setting("read", one_of("read", "none", "allreduce"), "how updates travel")
+    topology: str = _setting("complete", one_of("complete"), "who reads whom")
     every: int = _setting(1, POSITIVE_INTEGER, "steps between exchanges")
-    consistency: str = _setting("snapshot", _one_of("snapshot", "elementwise"), "read: what one read may mix")
+    consistency: str = _setting("snapshot", one_of("snapshot", "elementwise"), "read: what one read may mix")
     reads_in_flight: int = _setting(
         1, POSITIVE_INTEGER, "read: neighbours read at once; each costs one more copy in memory"
     )
@@ -137,13 +84,13 @@ class ExchangeConfig:
 class BudgetConfig:
     gradients: int | None = _setting(None, POSITIVE_INTEGER, "of all ranks together")
     seconds: float | None = _setting(None, POSITIVE, "of training")
-    target_loss: float | None = _setting(None, Rule("a number", _is_number), "on the evaluation set")
+    target_loss: float | None = _setting(None, NUMBER, "on the evaluation set")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
-    kind: str = _setting("auto", _one_of("cpu", "gpu", "auto"), "where gradients are computed")
-    dtype: str = _setting("float32", _one_of("float32", "float64"), "of parameters and gradients")
+    kind: str = _setting("auto", one_of("cpu", "gpu", "auto"), "where gradients are computed")
+    dtype: str = _setting("float32", one_of("float32", "float64"), "of parameters and gradients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +187,7 @@ def _read_toml(path: Path) -> dict:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
-    except (
-        ValueError
-    ) as error:  # a fault of the encoding, of the syntax, or an integer of thousands of digits
+    except ValueError as error:  # of the encoding, of the syntax, or an integer of thousands of digits
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
 
 

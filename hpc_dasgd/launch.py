@@ -78,15 +78,23 @@ def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
     ------
     ConfigError
     """
+    variable = _contradiction(n_ranks, environ)
+    if variable is not None:
+        raise ConfigError(
+            f"the launcher started {environ[variable]} processes (`{variable}`) but MPI counts {n_ranks}: use"
+            " the mpiexec of the MPI that mpi4py loads, or srun --mpi=pmi2 (MPICH, Intel MPI) or --mpi=pmix"
+            f" (Open MPI); to run alone, unset {variable}"
+        )
+
+
+def _contradiction(n_ranks: int, environ: Mapping[str, str]) -> str | None:
+    """Name the variable in which the launcher speaks of another number of ranks."""
     for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
         count = environ.get(variable, "")
         if not count.isdecimal() or int(count) == n_ranks or (variable == "SLURM_NTASKS" and n_ranks > 1):
             continue
-        raise ConfigError(
-            f"the launcher started {count} processes (`{variable}`) but MPI counts {n_ranks}: use the"
-            " mpiexec of the MPI that mpi4py loads, or srun --mpi=pmi2 (MPICH, Intel MPI) or --mpi=pmix"
-            f" (Open MPI); to run alone, unset {variable}"
-        )
+        return variable
+    return None
 
 
 def agreed(comm, attempt: Callable[[], T]) -> T:
@@ -108,8 +116,8 @@ def agreed(comm, attempt: Callable[[], T]) -> T:
 
 
 def started_rank() -> int:
-    """This process's rank: MPI's where it was started, else the launcher's word, else 0."""
-    if _mpi_runs():
+    """This process's rank: MPI's where it knows of all ranks, else the launcher's word, else 0."""
+    if _mpi_runs() and _contradiction(n_started_ranks(), os.environ) is None:
         from mpi4py import MPI
 
         return MPI.COMM_WORLD.Get_rank()
@@ -131,6 +139,17 @@ def n_started_ranks() -> int:
 def alone() -> bool:
     """Whether no other rank can be waiting for this one."""
     return n_started_ranks() == 1
+
+
+def wait_to_exit() -> None:
+    """Wait for all ranks under Open MPI, to be called by all of them, about to exit with an error.
+
+    Its mpiexec kills the others when the first one does, also rank 0 before it has said what is wrong.
+    """
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Barrier()
 
 
 def abort(status: int) -> None:

@@ -62,13 +62,7 @@ class Momentum:
         return {"velocity": self._velocity}
 
     def load_state(self, state: Mapping) -> None:
-        """Go on from a `state`.
-
-        Raises
-        ------
-        ValueError
-            If its names or shapes are not this optimizer's.
-        """
+        """Go on from a `state`; `ValueError` if its names or shapes are not this optimizer's."""
         _require_names(state, self.state)
         _load(self._xp, self._velocity, "velocity", state)
 
@@ -120,13 +114,7 @@ class Adam:
         return {"first_moment": self._first, "second_moment": self._second, "step": self._step}
 
     def load_state(self, state: Mapping) -> None:
-        """Go on from a `state`.
-
-        Raises
-        ------
-        ValueError
-            If its names or shapes are not this optimizer's.
-        """
+        """Go on from a `state`; `ValueError` if its names or shapes are not this optimizer's."""
         _require_names(state, self.state)
         _load(self._xp, self._first, "first_moment", state)
         _load(self._xp, self._second, "second_moment", state)

@@ -2,24 +2,26 @@
 
     mpiexec -n 4 hpc-dasgd train jobs/digits.toml
 
-Everything collective stands before and after the loop; inside it no rank waits for another unless the exchange is
-synchronous (`allreduce`).
+Everything collective stands before and after the loop; inside it no rank waits for another unless the
+exchange is synchronous (`allreduce`).
 """
 
 import math
+import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 import hpc_dasgd
-from hpc_dasgd import arrays, exchange, launch, objectives, optimizers, runlog
+from hpc_dasgd import arrays, exchange, launch, objectives, optimizers, ranklog, runfile
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
@@ -92,7 +94,8 @@ def train(
     ConfigError
         On every rank, where a setting or an input file is wrong on any.
     TrainingError
-        On the rank that met a loss or gradient that is not finite. The other ranks go on, so the caller should end the job.
+        On the rank that met a loss or gradient that is not finite. The other ranks go on, so the caller
+        should end the job.
     """
     comm = launch.world() if comm is None else comm
     rank = comm.rank
@@ -105,6 +108,7 @@ def train(
         options = dict(config.objective.options)
         objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data))
     x0 = launch.agreed(comm, lambda: _initial(objective, config))
+    launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
     comm.Bcast(x0, root=0)
     optimizer = _make_optimizer(config, x0, xp)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config))
@@ -112,13 +116,18 @@ def train(
 
     # Where it goes.
     host = platform.node()
-    directory = Path(comm.bcast(str(run or _default_directory(config)), root=0))
+    directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
     hosts = comm.gather(host, root=0)
     launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, comm.size, hosts, objective, x0))
-    log = launch.agreed(comm, lambda: runlog.RankLog(directory / runlog.rank_file(rank), rank, comm.size, config.log.versions_every))
+    log = launch.agreed(
+        comm,
+        lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every),
+    )
 
     replicas = exchange.make(config.exchange, comm, x0)
-    evaluation = _Evaluation(objective, data, config, log, evaluates=rank == 0)
+    # Without exchange nobody would tell the other ranks that rank 0 has reached the target.
+    alone = config.exchange.kind == "none" and config.budget.target_loss is not None
+    evaluation = _Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
     staleness = 0.0
@@ -127,19 +136,27 @@ def train(
     clock = Clock(comm, host)
     start_s = clock.now()
 
-    with log, Progress(config.budget.gradients, shown=progress and rank == 0) as shown:
+    # NumPy's warnings of overflow would come from every rank, ahead of the one error that says where.
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with log, quiet, Progress(config.budget.gradients, shown=progress and rank == 0) as shown:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
             replicas.pull()
             now_s = clock.now()
-            if _spent(config.budget, replicas.gradients, now_s) or evaluation.due(now_s) and evaluation.run(replicas, now_s):
+            if _spent(config.budget, replicas.gradients, now_s) or (
+                evaluation.due(now_s) and evaluation.run(replicas, now_s)
+            ):
                 replicas.stop()
             if replicas.stopping:
                 break
 
             # Compute a gradient at the replica as it is.
             version = int(replicas.versions[rank])
-            staleness += (1 - STALENESS_MEMORY) * (float(replicas.versions.sum() - held.sum() - 1) - staleness) if version else 0.0
+            staleness += (
+                (1 - STALENESS_MEMORY) * (float(replicas.versions.sum() - held.sum() - 1) - staleness)
+                if version
+                else 0.0
+            )
             np.copyto(held, replicas.versions)
             begun_s = clock.now()
             loss = objective.loss_and_gradient(replicas.parameters, sampler.batch(version), gradient)
@@ -147,14 +164,20 @@ def train(
                 time.sleep(delay_s)
             done_s = clock.now()
             if not math.isfinite(loss):
-                raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
+                raise TrainingError(
+                    f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})"
+                )
 
             # Turn it into an update, apply it, publish it.
-            update = _Checked(optimizer.update(gradient, stepsize_at(replicas.gradients)), gradient, version, config, rank)
+            update = _Checked(
+                optimizer.update(gradient, stepsize_at(replicas.gradients)), gradient, version, config, rank
+            )
             replicas.push(update)
             log.append(begun_s, done_s, loss, update.norm, version, held)
             if shown.due(done_s):
-                shown.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness)
+                shown.show(
+                    done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness
+                )
 
         seconds = clock.now() - start_s
         # Every update of every rank into every replica; then the last word on how good it is.
@@ -170,7 +193,10 @@ def train(
         "dropped_reads": comm.allreduce(settled.dropped_reads),
         "clock_error_s": max(comm.allgather(clock.error_s)),
     }
-    launch.agreed(comm, lambda: rank == 0 and runlog.complete_run(directory, final=replicas.parameters, attributes=summary))
+    launch.agreed(
+        comm,
+        lambda: rank == 0 and runfile.complete_run(directory, final=replicas.parameters, attributes=summary),
+    )
     loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
     return Result(replicas.parameters, directory, gradients, seconds, loss, accuracy, settled.drift)
 
@@ -191,7 +217,9 @@ class _Checked:
         self._squares += float(block @ block)
         if not math.isfinite(self._squares):
             version, config, rank = self._where
-            raise TrainingError(f"gradient norm is not finite at gradient {version} of rank {rank} ({_remedy(config)})")
+            raise TrainingError(
+                f"gradient norm is not finite at gradient {version} of rank {rank} ({_remedy(config)})"
+            )
         self._update(lo, hi, out)
 
     @property
@@ -217,9 +245,11 @@ class _Evaluation:
             return False
         self._next_s = now_s + self._config.log.evaluate_every_s
         metrics = self._metrics(replicas.parameters)
+        target = self._config.budget.target_loss
+        if target is not None and "loss" not in metrics:
+            raise TrainingError(f"`budget.target_loss` needs a loss from `evaluate`, got {sorted(metrics)}")
         self.loss, self.accuracy = metrics.get("loss", math.nan), metrics.get("accuracy", math.nan)
         self._log.append_evaluation(now_s, replicas.gradients, self.loss, self.accuracy)
-        target = self._config.budget.target_loss
         return target is not None and self.loss <= target
 
     def _metrics(self, parameters) -> dict[str, float]:
@@ -234,7 +264,9 @@ class _Evaluation:
 
 
 def _spent(budget: BudgetConfig, gradients: int, seconds: float) -> bool:
-    return (budget.gradients is not None and gradients >= budget.gradients) or (budget.seconds is not None and seconds >= budget.seconds)
+    return (budget.gradients is not None and gradients >= budget.gradients) or (
+        budget.seconds is not None and seconds >= budget.seconds
+    )
 
 
 def _remedy(config: Config) -> str:
@@ -256,8 +288,26 @@ def _initial(objective, config: Config) -> np.ndarray:
     return x0
 
 
+def _check(config: Config, n_ranks: int, objective, data: Dataset | None) -> None:
+    """Hold the settings against what is known only now: the ranks, the objective, the data."""
+    beyond = [rank for rank in config.straggler.ranks if rank >= n_ranks]
+    if beyond and config.straggler.delay_ms > 0:
+        raise ConfigError(f"`straggler.ranks` must be below the number of ranks, {n_ranks}, got {beyond[0]}")
+    if config.budget.target_loss is None:
+        return
+    # The run might never end otherwise.
+    if not callable(getattr(objective, "evaluate", None)):
+        raise ConfigError("`budget.target_loss` needs an objective with `evaluate`, got one without")
+    if data is not None and data.test.n_rows == 0:
+        raise ConfigError(
+            f"`budget.target_loss` needs an evaluation set, got no rows in `/test/x` of {data.path}"
+        )
+
+
 def _make_optimizer(config: Config, x0: np.ndarray, xp):
-    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[config.optimizer.kind]
+    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[
+        config.optimizer.kind
+    ]
     options = {name: getattr(config.optimizer, name) for name in names}
     return optimizers.make(config.optimizer.kind, x0.size, x0.dtype, xp, **options)
 
@@ -274,11 +324,24 @@ def _make_schedule(config: Config):
 
 
 def _default_directory(config: Config) -> Path:
-    return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Make a new directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
+    first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        directory = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except OSError:
+            if os.path.lexists(directory):
+                continue
+            # Else `create_run` will say what is wrong with the place.
+        return directory
 
 
-def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray) -> None:
-    from mpi4py import MPI, __version__ as mpi4py_version
+def _create_run(
+    directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray
+) -> None:
+    import mpi4py
+    from mpi4py import MPI
 
     attributes = {
         "seed": config.seed,
@@ -291,8 +354,10 @@ def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str],
         "numpy_version": np.__version__,
         "h5py_version": h5py.__version__,
         "hdf5_version": h5py.version.hdf5_version,
-        "mpi4py_version": mpi4py_version,
+        "mpi4py_version": mpi4py.__version__,
         "mpi_library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
     }
     shapes = getattr(objective, "parameter_shapes", None)
-    runlog.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)
+    runfile.create_run(
+        directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes
+    )

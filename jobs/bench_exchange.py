@@ -26,7 +26,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 import hpc_dasgd  # noqa: E402
-from hpc_dasgd import runlog  # noqa: E402
+from hpc_dasgd import ranklog  # noqa: E402
 from hpc_dasgd.window import PublicationWindow  # noqa: E402
 
 N_FEATURES, N_CLASSES, BATCH_SIZE, N_ROWS = 784, 10, 64, 4096
@@ -124,17 +124,17 @@ def train_rate(comm, run, data, hidden, exchange, delay_ms, seconds, logged):
         "log": {"evaluate_every_s": 1e6},
         "straggler": {"ranks": [0], "delay_ms": float(delay_ms)},
     }
-    kept = runlog.RankLog
+    kept = ranklog.RankLog
     if not logged:
-        runlog.RankLog = NoLog
+        ranklog.RankLog = NoLog
     try:
         result = hpc_dasgd.train(config, comm=comm, run=run, progress=False)
     finally:
-        runlog.RankLog = kept
+        ranklog.RankLog = kept
     return result.gradients / max(comm.allgather(result.seconds))
 
 
-class NoLog(runlog.RankLog):
+class NoLog(ranklog.RankLog):
     """A rank's log that nothing is written to."""
 
     def append(self, *_):

@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 
-from hpc_dasgd.config import POSITIVE_INTEGER, Rule
 from hpc_dasgd.objectives.losses import CROSS_ENTROPY, HALF_SQUARED_ERROR
 from hpc_dasgd.objectives.network import ACTIVATIONS, Network
+from hpc_dasgd.rules import POSITIVE_INTEGER, Rule, one_of
 
 _WIDTHS = Rule(
     "a list of at least one positive integer",
     lambda value: isinstance(value, list | tuple) and value and all(map(POSITIVE_INTEGER.accepts, value)),
 )
-_ACTIVATION = Rule(
-    "one of " + ", ".join(f'"{name}"' for name in ACTIVATIONS),
-    lambda value: isinstance(value, str) and value in ACTIVATIONS,
-)
+_ACTIVATION = one_of(*ACTIVATIONS)
 
 
 def mlp(data, *, hidden: Sequence[int] = (128, 128), activation: str = "relu") -> Network:

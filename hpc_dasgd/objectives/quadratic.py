@@ -3,8 +3,8 @@
 import numpy as np
 
 from hpc_dasgd.arrays import into, namespace
-from hpc_dasgd.config import NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.rules import NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER
 
 
 class Quadratic:

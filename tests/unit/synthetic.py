@@ -1,8 +1,13 @@
-"""Synthetic asynchronous runs: a sequential simulator of ranks that read each other's contributions."""
+"""Synthetic asynchronous runs: a sequential simulator of ranks that read each other, and the files of one."""
 
 from types import SimpleNamespace
 
 import numpy as np
+
+from hpc_dasgd.ranklog import RankLog
+from hpc_dasgd.runfile import complete_run, create_run
+
+X0 = np.arange(6, dtype=np.float32)
 
 
 def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
@@ -39,3 +44,29 @@ def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
         held=held,
         n_ranks=n_ranks,
     )
+
+
+def write_run(
+    directory,
+    run,
+    every=1,
+    *,
+    config="",
+    attributes=None,
+    shapes=None,
+    loss=lambda rank, k: rank + k / 1000,
+    evaluations=(),
+    summary=None,
+):
+    """Write the files of a schedule, completed where a `summary` is given; losses tell gradients apart."""
+    attributes = {"n_ranks": run.n_ranks} | (attributes or {})
+    create_run(directory, config_toml=config, attributes=attributes, x0=X0, parameter_shapes=shapes)
+    for rank in range(run.n_ranks):
+        with RankLog(directory, rank, run.n_ranks, every) as log:
+            for k, vector in enumerate(run.versions[rank]):
+                log.append(run.start[rank][k], run.end[rank][k], loss(rank, k), 10 + k, k, vector)
+            for evaluation in evaluations if rank == 0 else ():
+                log.append_evaluation(*evaluation)
+    if summary is not None:
+        complete_run(directory, final=X0 + 1, attributes=summary)
+    return directory

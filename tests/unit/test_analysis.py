@@ -1,73 +1,34 @@
-"""Runs opened when complete, going on, killed or damaged; staleness against sets of gradients."""
+"""Runs opened when complete, going on, killed or damaged."""
 
-import json
-import math
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import synthetic
 
-from hpc_dasgd import analysis, runlog
+from hpc_dasgd import analysis
 from hpc_dasgd.config import load_config
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.runfile import complete_run, create_run
+from hpc_dasgd.schema import rank_file
+from hpc_dasgd.staleness import measure
 
 N_RANKS = 3
 SETTINGS = {"name": "synthetic", "budget": {"gradients": 10}}
 
-# A rank that logs 3000 gradients, says so, and then waits with its file open.
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from hpc_dasgd.runlog import RankLog
 
-with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
-    for k in range(3000):
-        log.append(k, k + 0.5, k, 1.0, k, np.array([k]))
-    log.append_evaluation(3000.0, 3000, 0.25, 0.5)
-    print("ready", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def write_run(directory, run, every=1, complete=True, shapes=None, **settings):
-    config = load_config(SETTINGS, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])
-    x0 = np.arange(6, dtype=np.float32)
-    attributes = {"n_ranks": run.n_ranks, "hosts": ["node"] * run.n_ranks}
-    runlog.create_run(
-        directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes
+def write_run(directory, run, every=1, complete=True, shapes=None, **exchange):
+    return synthetic.write_run(
+        directory,
+        run,
+        every,
+        config=load_config(SETTINGS | {"exchange": exchange}).to_toml(),
+        attributes={"hosts": ["node"] * run.n_ranks},
+        shapes=shapes,
+        evaluations=[(0.5, 7, 2.0, 0.1)],
+        summary={"seconds": 2.5} if complete else None,
     )
-    for rank in range(run.n_ranks):
-        with runlog.RankLog(directory / runlog.rank_file(rank), rank, run.n_ranks, every) as log:
-            for k, vector in enumerate(run.versions[rank]):
-                log.append(run.start[rank][k], run.end[rank][k], rank + k / 1000, 10 + k, k, vector)
-            if rank == 0:
-                log.append_evaluation(0.5, 7, 2.0, 0.1)
-    if complete:
-        runlog.complete_run(directory, final=x0 + 1, attributes={"seconds": 2.5})
-    return directory
-
-
-def reference(run, every=1):
-    """Staleness by rank and reach, by sets, straight from the definitions."""
-    sequence = [(i, k) for i in range(run.n_ranks) for k in range(len(run.end[i]))]
-    sequence.sort(key=lambda gradient: run.end[gradient[0]][gradient[1]])
-    staleness = [[] for _ in range(run.n_ranks)]
-    reach = dict.fromkeys(sequence, 0)
-    for t, (rank, index) in enumerate(sequence):
-        if index % every == 0:
-            missed = set(sequence[:t]) - run.held[rank][index]
-            staleness[rank].append(len(missed))
-            for gradient in missed:
-                reach[gradient] += len(missed)
-    return staleness, max(reach.values())
 
 
 @pytest.fixture
@@ -98,56 +59,26 @@ def test_a_complete_run_comes_back(tmp_path, run, name):
 
 
 @pytest.mark.parametrize("every", [1, 4])
-@pytest.mark.parametrize(("n_ranks", "memory_bytes"), [(1, 10**9), (2, 10**9), (5, 10**9), (5, 0)])
-def test_staleness_agrees_with_sets(tmp_path, monkeypatch, n_ranks, memory_bytes, every):
-    monkeypatch.setattr(analysis, "_MEMORY_BYTES", memory_bytes)
-    run = synthetic.schedule(n_ranks, 150, seed=n_ranks)
-    by_rank, w_max = reference(run, every)
-    everything = np.concatenate(by_rank)
-    found = json.loads(json.dumps(analysis.open_run(write_run(tmp_path, run, every)).staleness().as_dict()))
-    assert found["S_avg"] == pytest.approx(everything.mean())
-    assert found["S_rms"] == pytest.approx(math.sqrt((everything**2).mean()))
-    assert (found["S_max"], found["W_max"]) == (everything.max(), w_max)
-    assert (found["gradients"], found["measured"], found["n_ranks"]) == (150, everything.size, n_ranks)
-    assert found["percentiles"]["50"] == np.median(everything)
-    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
-    assert counts == [int(((a <= everything) & (everything < b)).sum()) for a, b in zip(edges, edges[1:])]  # noqa: B905, RUF007
-    assert sum(counts) == everything.size
-    for row, expected, times in zip(found["per_rank"], by_rank, run.end, strict=True):
-        assert row["gradients"] == len(times)
-        assert row["S_avg"] == pytest.approx(np.mean(expected))
-        assert row["S_max"] == max(expected)
-    assert sum(row["missed_by_others"] for row in found["per_rank"]) == everything.sum()
+@pytest.mark.parametrize("memory_bytes", [10**9, 0])
+def test_staleness_is_that_of_the_schedule(tmp_path, run, monkeypatch, memory_bytes, every):
+    monkeypatch.setattr(analysis, "_MEMORY_BYTES", memory_bytes)  # 0: vectors are read piece by piece
+    expected = measure(run.start, run.end, [vectors[::every] for vectors in run.versions], every)
+    found = analysis.open_run(write_run(tmp_path, run, every)).staleness()
+    assert found.as_dict() == expected.as_dict()
 
 
-def test_models_are_compared_at_moments_of_the_run(tmp_path, run):
-    """Rank 1 never reads: the models differ by all that rank 0 has done."""
-    n = 50
-    run.n_ranks = 2
-    run.start = [np.arange(n) + 0.0] * 2
-    run.end = [start + 0.9 for start in run.start]
-    run.versions = [np.stack([np.arange(n), np.arange(n)], 1), np.stack([np.zeros(n), np.arange(n)], 1)]
-    found = analysis.open_run(write_run(tmp_path, run)).staleness().as_dict()["between_models"]
-    moments = [(n - 1) * m / 101 for m in range(1, 101)]
-    assert found["max"] == max(map(math.floor, moments))
-    assert found["mean"] == pytest.approx(np.mean([math.floor(moment) for moment in moments]))
-
-
-def test_staleness_text_shows_every_rank_and_bin(tmp_path, run):
-    opened = analysis.open_run(write_run(tmp_path, run))
-    text, numbers = analysis.staleness_text(opened), opened.staleness().as_dict()
-    assert f"S_avg {numbers['S_avg']:.4g}" in text
-    bins = re.findall(r"^ +(\d+)(?:-\d+)? +(\d+) +[\d.]+%( #+)?$", text, re.MULTILINE)
-    assert [int(first) for first, _, _ in bins] == numbers["histogram"]["edges"][:-1]
-    assert [int(count) for _, count, _ in bins] == numbers["histogram"]["counts"]
-    for row in numbers["per_rank"]:
-        assert re.search(rf"^ +{row['rank']} +{row['gradients']} +{row['S_avg']:.4g} ", text, re.MULTILINE)
+def test_staleness_text_is_the_table_under_the_name_of_the_run(tmp_path, run):
+    opened = analysis.open_run(write_run(tmp_path, run, complete=False))
+    first, *_, last = analysis.staleness_text(opened).splitlines()
+    assert first == f"staleness of {tmp_path}: 200 gradients on 3 ranks"
+    assert last == "note: the run is not complete: it is going on, or was killed"
+    assert opened.staleness().table() in analysis.staleness_text(opened)
 
 
 def test_elementwise_reads_and_independent_models_are_said_to_be_inexact(tmp_path, run):
-    elementwise = analysis.open_run(write_run(tmp_path / "a", run, exchange__consistency="elementwise"))
+    elementwise = analysis.open_run(write_run(tmp_path / "a", run, consistency="elementwise"))
     assert "exact only to within" in analysis.staleness_text(elementwise)
-    independent = analysis.open_run(write_run(tmp_path / "b", run, exchange__kind="none"))
+    independent = analysis.open_run(write_run(tmp_path / "b", run, kind="none"))
     assert any("independent" in warning for warning in independent.warnings)
 
 
@@ -163,41 +94,33 @@ def test_every_kth_vector_is_returned_and_said(tmp_path, run):
     opened = analysis.open_run(write_run(tmp_path, run, every=4))
     for logged, expected in zip(opened.versions, run.versions, strict=True):
         np.testing.assert_array_equal(logged, expected[::4])
-    assert any("every 4th gradient" in warning for warning in opened.warnings)
+    assert any("one gradient in 4:" in warning for warning in opened.warnings)
 
 
 @pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("locking", ["BEST_EFFORT", None])
-def test_a_run_opens_while_it_is_written_and_after_a_kill(tmp_path, killed, locking, monkeypatch):
+def test_a_run_opens_while_it_is_written_and_after_a_kill(writer, killed, monkeypatch):
     monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
-    environment = os.environ | ({"HDF5_USE_FILE_LOCKING": locking} if locking else {})
     config = load_config(SETTINGS).to_toml()
-    runlog.create_run(tmp_path, config_toml=config, attributes={"n_ranks": 1}, x0=np.zeros(2))
-    command = [sys.executable, "-c", WRITER, str(tmp_path / runlog.rank_file(0))]
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            if killed:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            opened = analysis.open_run(tmp_path)
-            assert opened.status == "running"
-            assert any("not complete" in warning for warning in opened.warnings)
-            np.testing.assert_array_equal(opened.gradients["loss"], np.arange(3000))
-            assert opened.evaluation["loss"].tolist() == [0.25]
-            assert opened.staleness().as_dict()["S_max"] == 0
-            with pytest.raises(ConfigError, match="status is 'running'"):
-                opened.parameters()
-        finally:
-            process.kill()
+    log = writer.path.rename(writer.path.with_name("aside"))  # a run is created before its logs
+    create_run(writer.directory, config_toml=config, attributes={"n_ranks": 1}, x0=np.zeros(2))
+    log.rename(writer.path)
+    writer.append_1000(1000)
+    if killed:
+        writer.kill()
+    opened = analysis.open_run(writer.directory)
+    assert opened.status == "running"
+    assert any("not complete" in warning for warning in opened.warnings)
+    np.testing.assert_array_equal(opened.gradients["loss"], np.arange(1001))
+    assert opened.evaluation["loss"].tolist() == [0, 1000]
+    assert opened.staleness().as_dict()["S_max"] == 0
+    with pytest.raises(ConfigError, match="status is 'running'"):
+        opened.parameters()
 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
     write_run(tmp_path, run, every)
-    with h5py.File(tmp_path / runlog.rank_file(1), "r+") as file:
+    with h5py.File(tmp_path / rank_file(1), "r+") as file:
         file["gradient/loss"].resize(13, axis=0)
     opened = analysis.open_run(tmp_path)
     assert opened.counts.tolist() == [len(run.end[0]), 13, len(run.end[2])]
@@ -211,15 +134,18 @@ def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
 
 def test_gradients_whose_vectors_were_not_written_yet_are_cut(tmp_path, run):
     write_run(tmp_path, run, every=4)
-    with h5py.File(tmp_path / runlog.rank_file(1), "r+") as file:
+    with h5py.File(tmp_path / rank_file(1), "r+") as file:
         file["gradient/versions"].resize(5, axis=0)
     assert analysis.open_run(tmp_path).counts[1] == 20
 
 
-def test_a_missing_or_damaged_rank_counts_as_idle_with_a_warning(tmp_path, run):
+@pytest.mark.parametrize("is_hdf5", [False, True])
+def test_a_missing_or_damaged_rank_counts_as_idle_with_a_warning(tmp_path, run, is_hdf5):
     write_run(tmp_path, run)
-    (tmp_path / runlog.rank_file(0)).write_bytes(b"not HDF5")
-    (tmp_path / runlog.rank_file(2)).unlink()
+    (tmp_path / rank_file(0)).write_bytes(b"not HDF5")
+    if is_hdf5:
+        h5py.File(tmp_path / rank_file(0), "w").close()
+    (tmp_path / rank_file(2)).unlink()
     opened = analysis.open_run(tmp_path)
     assert opened.counts.tolist() == [0, len(run.end[1]), 0]
     assert opened.evaluation.size == 0
@@ -295,7 +221,7 @@ def test_export_says_what_is_wrong(tmp_path, run):
     with pytest.raises(ConfigError, match="has no final parameters"):
         analysis.export(analysis.open_run(tmp_path / "run"), tmp_path / "p.npz")
     assert not (tmp_path / "p.npz").exists()
-    runlog.complete_run(tmp_path / "run", final=np.zeros(6), attributes={})
+    complete_run(tmp_path / "run", final=np.zeros(6), attributes={})
     opened = analysis.open_run(tmp_path / "run")
     for path in (tmp_path, tmp_path / "nowhere" / "p.npz"):
         with pytest.raises(ConfigError, match="cannot write parameters to"):

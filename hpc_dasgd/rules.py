@@ -1,0 +1,73 @@
+"""Rules for settings and for the options of objectives: what a value may be, in words and as a check."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from hpc_dasgd.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """What a setting may be: `text` completes "must be ...", `accepts` decides."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+    def check(self, key: str, value):
+        """Return `value`; `ConfigError` names `key` where the rule does not accept it."""
+        if not self.accepts(value):
+            raise ConfigError(f"`{key}` must be {self.text}, got {value!r}")
+        return value
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule of a word among `choices`."""
+    text = "one of " + ", ".join(f'"{choice}"' for choice in choices)
+    return Rule(text, lambda value: isinstance(value, str) and value in choices)
+
+
+def _is_number(value) -> bool:
+    # The bound refuses nan, infinity, and integers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_file_name(value) -> bool:
+    return _is_text(value) and value.isprintable() and "/" not in value and value not in (".", "..")
+
+
+def _is_ranks(value) -> bool:
+    return isinstance(value, list | tuple) and all(_is_integer(rank) and rank >= 0 for rank in value)
+
+
+def _is_versions(value) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"\s*(full|none|every\s+0*[1-9][0-9]*)\s*", value))
+
+
+def _is_option(value) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_option, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_option(item) for name, item in value.items())
+    return isinstance(value, str | int | float)
+
+
+TEXT = Rule("a non-empty string", _is_text)
+FILE_NAME = Rule("a file name: printable, without '/', neither '.' nor '..'", _is_file_name)
+NUMBER = Rule("a number", _is_number)
+POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value > 0)
+NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
+SEED = Rule("an integer in [0, 2**64)", lambda value: _is_integer(value) and 0 <= value < 2**64)
+RANKS = Rule("a list of ranks (integers of at least 0)", _is_ranks)
+VERSIONS = Rule('"full", "none" or "every N" with a positive integer N', _is_versions)
+OPTION = Rule("a string, a number, a boolean, or a list or table of these", _is_option)

@@ -1,0 +1,96 @@
+"""What a run directory holds: the names of its files, their data sets, units, descriptions and scales.
+
+`runfile` and `ranklog` write by it, `analysis` reads by it.
+"""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from hpc_dasgd.errors import ConfigError
+
+SCHEMA = 1
+RUN_FILE = "run.h5"
+RANK_FILES = "rank_*.h5"
+
+
+class Column(NamedTuple):
+    """A data set with one value, or one row of values, per row of its group."""
+
+    name: str
+    dtype: str | None  # None: that of the data
+    description: str
+    units: str = "1"
+
+
+GRADIENT_COLUMNS = (
+    Column("t_start_s", "f8", "start of the computation since the run began, one clock for all ranks", "s"),
+    Column("t_end_s", "f8", "end of the computation since the run began, one clock for all ranks", "s"),
+    Column("loss", "f8", "loss of the batch, at the replica the gradient was taken at"),
+    Column("gradient_norm", "f8", "Euclidean norm of the gradient"),
+    Column("version", "u4", "updates that the rank had made before: which of its gradients, from 0"),
+)
+EVALUATION_COLUMNS = (
+    Column("t_s", "f8", "start of the evaluation since the run began", "s"),
+    Column("gradients", "i8", "gradients of all ranks in the evaluated replica"),
+    Column("loss", "f8", "loss on the evaluation set"),
+    Column("accuracy", "f8", "fraction of the evaluation set classified rightly; nan without classes"),
+)
+VERSIONS = Column("versions", "u4", "version vector of the replica: updates of each rank that it held")
+VERSIONS_ROW = Column("versions_row", "i8", "row of the other data sets that each of `versions` belongs to")
+SOURCE_RANK = Column("source_rank", "i4", "rank whose updates a column of `versions` counts")
+RANK = Column("rank", "i4", "rank that took the gradient")
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's file in the run directory."""
+    return f"rank_{rank:05d}.h5"
+
+
+def record_dtype(columns: tuple[Column, ...]) -> np.dtype:
+    """The structured type of one row of `columns`."""
+    return np.dtype([(column.name, column.dtype) for column in columns])
+
+
+def create(group: h5py.Group, column: Column, **options) -> h5py.Dataset:
+    """Make the data set of `column`; the options are those of h5py's ``create_dataset``."""
+    return describe(group.create_dataset(column.name, dtype=column.dtype, **options), column)
+
+
+def describe(data_set: h5py.Dataset, column: Column) -> h5py.Dataset:
+    """Give a data set its units and description."""
+    data_set.attrs.update({"units": column.units, "description": column.description})
+    return data_set
+
+
+def attach_scales(file: h5py.File) -> None:
+    """Give the data sets of ``gradient`` and ``evaluation`` one dimension scale per axis, as netCDF wants."""
+    for group, rows in ((file["gradient"], "version"), (file["evaluation"], "t_s")):
+        vector_rows = VERSIONS_ROW.name if VERSIONS_ROW.name in group else rows
+        axes = {VERSIONS.name: (vector_rows, SOURCE_RANK.name)}
+        scales = [name for name in (rows, VERSIONS_ROW.name, SOURCE_RANK.name) if name in group]
+        for name in scales:
+            group[name].make_scale(name)
+        for name in set(group) - set(scales):
+            for dimension, scale in zip(group[name].dims, axes.get(name, (rows,)), strict=True):
+                dimension.attach_scale(group[scale])
+
+
+@contextmanager
+def making(what: str, path: Path):
+    """Make an `OSError` within the context a `ConfigError` that names what could not be made."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot make {what} {path}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words what an error of h5py is about."""
+    if getattr(error, "errno", None):
+        return os.strerror(error.errno)  # says the same as HDF5's text, which fills a paragraph
+    return str(error).splitlines()[0].strip("'\"")

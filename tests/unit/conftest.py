@@ -1,0 +1,61 @@
+"""A rank in a process of its own, which logs as long as it is asked to."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hpc_dasgd.schema import rank_file
+
+# Row k holds k in every column but the times; says on standard output what it has appended.
+SCRIPT = """
+import itertools, sys
+from pathlib import Path
+import numpy as np
+from hpc_dasgd.ranklog import RankLog
+
+with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
+    for k in itertools.count():
+        log.append(k / 1000, (k + 0.5) / 1000, k, k, k, np.array([k]))
+        if k % 1000 == 0:
+            log.append_evaluation(k, k, k, k)
+            print(k, flush=True)
+            sys.stdin.readline()
+"""
+
+
+class Writer:
+    """The process, and the run directory it writes the file of rank 0 of 1 into."""
+
+    def __init__(self, directory, process):
+        self.directory, self.path, self._process = directory, directory / rank_file(0), process
+        self.wait_for(0)
+
+    def wait_for(self, last):
+        assert self._process.stdout.readline() == f"{last}\n"
+
+    def append_1000(self, last):
+        """Go on to row `last`, which is in the file when this returns."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.wait_for(last)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(params=["BEST_EFFORT", None], ids="locking_{}".format)
+def writer(request, tmp_path):
+    """A `Writer` with the file locking that the launcher asks for, or with HDF5's default."""
+    environment = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
+    if request.param is not None:
+        environment["HDF5_USE_FILE_LOCKING"] = request.param
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        try:
+            yield Writer(tmp_path, process)
+        finally:
+            process.kill()
