@@ -79,6 +79,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise _UsageError(f"{message}; see {self.prog} --help")
 
+    def print_help(self, file=None):
+        if launch.started_rank() == 0:
+            super().print_help(file)
+
     def format_help(self):
         return super().format_help() + ("" if self.details is None else self.details())
 

@@ -59,9 +59,7 @@ class OptimizerConfig:
     schedule: str = _setting(
         "constant", one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks"
     )
-    step_every: int | None = _setting(
-        None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)"
-    )
+    step_every: int | None = _setting(None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)")
     step_factor: float = _setting(0.1, POSITIVE, "step: factor of a drop")
     momentum: float = _setting(0.9, FRACTION, "momentum: decay of the running sum")
     beta1: float = _setting(0.9, FRACTION, "adam: decay of the first moment")
@@ -217,11 +215,7 @@ def _table(section) -> dict:
     """The settings of a dataclass as `_build` takes them, without those that are not set."""
     pairs = {entry.name: getattr(section, entry.name) for entry in fields(section)}
     pairs |= pairs.pop("options", {})
-    return {
-        name: _table(value) if is_dataclass(value) else value
-        for name, value in pairs.items()
-        if value is not None
-    }
+    return {name: _table(value) if is_dataclass(value) else value for name, value in pairs.items() if value is not None}
 
 
 def _build(section, table: Mapping, prefix: str):

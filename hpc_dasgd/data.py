@@ -64,9 +64,7 @@ def _find(path):
     if given.name == str(path) and os.path.isfile(shipped):
         return shipped
     names = ", ".join(sorted(file.stem for file in _SHIPPED.glob("*.h5")))
-    raise ConfigError(
-        f"`data.path` must be a data set file or the name of one that ships ({names}), got {str(path)!r}"
-    )
+    raise ConfigError(f"`data.path` must be a data set file or the name of one that ships ({names}), got {str(path)!r}")
 
 
 class Dataset:

@@ -19,9 +19,7 @@ _DEFAULTS = {
     "UCX_LOG_LEVEL": "error",  # else warns at exit of memory still registered
     "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",  # else files cannot be made on file systems without locks
 }
-_ONE_NODE_DEFAULTS = {
-    "OMPI_MCA_osc": "^ucx"
-}  # else Open MPI prints a line per window where there is no UCX network
+_ONE_NODE_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}  # else Open MPI prints a line per window where there is no UCX network
 
 
 def set_environment_defaults(environ=os.environ) -> None:
@@ -121,9 +119,7 @@ def started_rank() -> int:
         from mpi4py import MPI
 
         return MPI.COMM_WORLD.Get_rank()
-    ranks = (
-        os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-    )
+    ranks = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
     return next((int(rank) for rank in ranks if rank.isdecimal()), 0)
 
 

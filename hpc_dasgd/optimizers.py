@@ -76,9 +76,7 @@ class Adam:
     ``x -= stepsize m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + epsilon)``.
     """
 
-    def __init__(
-        self, n_params: int, dtype, xp, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
-    ):
+    def __init__(self, n_params: int, dtype, xp, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
         self._xp, self._beta1, self._beta2, self._epsilon = xp, float(beta1), float(beta2), float(epsilon)
         self._first = xp.zeros((n_params,), dtype=dtype)
         self._second = xp.zeros((n_params,), dtype=dtype)
@@ -194,9 +192,7 @@ def make_schedule(
         return lambda progress: 0.5 * stepsize * (1 + math.cos(math.pi * min(1.0, progress / horizon)))
     if kind == "step":
         if step_every is None and horizon is None:
-            raise ConfigError(
-                '`optimizer.schedule` = "step" needs `optimizer.step_every` or `budget.gradients`'
-            )
+            raise ConfigError('`optimizer.schedule` = "step" needs `optimizer.step_every` or `budget.gradients`')
         # Integers, since a third of the horizon may have no exact float.
         drops, gradients = (3, horizon) if step_every is None else (1, step_every)
         return lambda progress: stepsize * step_factor ** (drops * progress // gradients)

@@ -13,20 +13,26 @@ _LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun")
 class Progress:
     """Shows steps, loss, gradients per second and mean staleness; used as a context manager.
 
+    Staleness is that of this rank's gradients since it was last shown: each missed the updates of others that
+    the replica took in behind it, so their sum is all that the others have done meanwhile.
+
     Parameters
     ----------
     n_gradients : int or None
         The budget, where there is one.
     shown : bool
         False on ranks that show nothing.
+    asynchronous : bool
+        Whether gradients can be stale.
     """
 
-    def __init__(self, n_gradients: int | None, shown: bool):
+    def __init__(self, n_gradients: int | None, shown: bool, asynchronous: bool = True):
         self._n_gradients = n_gradients
         self._bar = None
         self._shown = shown
+        self._asynchronous = asynchronous
         self._next_s = self._every_s = 1.0
-        self._last = (0.0, 0)
+        self._last = (0.0, 0, 0)
         if shown and is_terminal(sys.stderr):
             from tqdm import tqdm
 
@@ -52,26 +58,23 @@ class Progress:
         """Whether `show` would show anything; as cheap as the step loop needs it."""
         return self._shown and now_s >= self._next_s
 
-    def show(self, now_s: float, *, steps: int, gradients: int, loss: float, staleness: float) -> None:
+    def show(self, now_s: float, *, steps: int, gradients: int, loss: float) -> None:
+        """Show how far this rank (steps) and all ranks (gradients) are. Behind a `due` that was true."""
         self._next_s = now_s + self._every_s
-        if self._bar is None:
-            self._every_s = min(2 * self._every_s, LINE_EVERY_S)
-        last_s, last_gradients = self._last
-        self._last = (now_s, gradients)
+        last_s, last_steps, last_gradients = self._last
+        self._last = (now_s, steps, gradients)
+        news = f"loss {loss:.4g}"
+        if self._asynchronous and steps > last_steps:
+            news += f"  staleness {(gradients - last_gradients) / (steps - last_steps) - 1:.2g}"
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"step {steps}, loss {loss:.4g}, staleness {staleness:.2g}", refresh=False
-            )
+            self._bar.set_postfix_str(f"step {steps}  {news}", refresh=False)
             self._bar.update(gradients - self._bar.n)
             return
+        self._every_s = min(2 * self._every_s, LINE_EVERY_S)
         rate = (gradients - last_gradients) / (now_s - last_s) if now_s > last_s else 0.0
         total = f"/{self._n_gradients}" if self._n_gradients else ""
-        print(
-            f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s"
-            f"  loss {loss:.4g}  staleness {staleness:.2g}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s  {news}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def is_terminal(stream) -> bool:

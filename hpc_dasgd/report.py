@@ -181,9 +181,7 @@ def _plot_staleness(run: Run, axes) -> None:
     staleness = run.staleness()
     numbers = staleness.as_dict()
     edges, counts = staleness.histogram(_STALENESS_BINS)
-    axes.bar(
-        edges[:-1], counts, width=np.diff(edges), align="edge", edgecolor="white", linewidth=0.3, log=True
-    )
+    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", edgecolor="white", linewidth=0.3, log=True)
     for name, color in (("S_avg", "C1"), ("S_rms", "C3")):
         # Bar of staleness s covers [s, s + 1).
         axes.axvline(numbers[name] + 0.5, color=color, label=f"{name} {numbers[name]:.4g}")

@@ -26,10 +26,8 @@ from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
 from hpc_dasgd.errors import ConfigError, TrainingError
+from hpc_dasgd.evaluation import Evaluation
 from hpc_dasgd.progress import Progress
-
-EVALUATION_ROWS = 4096
-STALENESS_MEMORY = 0.99  # of the running mean that the progress bar shows
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,14 @@ def train(
     directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
     hosts = comm.gather(host, root=0)
     launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, comm.size, hosts, objective, x0))
-    log = launch.agreed(
-        comm,
-        lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every),
-    )
+    log = launch.agreed(comm, lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every))
 
     replicas = exchange.make(config.exchange, comm, x0)
     # Without exchange nobody would tell the other ranks that rank 0 has reached the target.
     alone = config.exchange.kind == "none" and config.budget.target_loss is not None
-    evaluation = _Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
+    evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
-    staleness = 0.0
     delay_s = config.straggler.delay_ms / 1e3 if rank in config.straggler.ranks else 0.0
     comm.Barrier()
     clock = Clock(comm, host)
@@ -138,25 +132,20 @@ def train(
 
     # NumPy's warnings of overflow would come from every rank, ahead of the one error that says where.
     quiet = np.errstate(over="ignore", invalid="ignore")
-    with log, quiet, Progress(config.budget.gradients, shown=progress and rank == 0) as shown:
+    bar = Progress(config.budget.gradients, progress and rank == 0, replicas.asynchronous)
+    with log, quiet, bar:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
             replicas.pull()
             now_s = clock.now()
-            if _spent(config.budget, replicas.gradients, now_s) or (
-                evaluation.due(now_s) and evaluation.run(replicas, now_s)
-            ):
+            reached = evaluation.due(now_s) and evaluation.run(replicas, now_s)
+            if reached or _spent(config.budget, replicas.gradients, now_s):
                 replicas.stop()
             if replicas.stopping:
                 break
 
             # Compute a gradient at the replica as it is.
             version = int(replicas.versions[rank])
-            staleness += (
-                (1 - STALENESS_MEMORY) * (float(replicas.versions.sum() - held.sum() - 1) - staleness)
-                if version
-                else 0.0
-            )
             np.copyto(held, replicas.versions)
             begun_s = clock.now()
             loss = objective.loss_and_gradient(replicas.parameters, sampler.batch(version), gradient)
@@ -164,20 +153,15 @@ def train(
                 time.sleep(delay_s)
             done_s = clock.now()
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})"
-                )
+                raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
 
             # Turn it into an update, apply it, publish it.
-            update = _Checked(
-                optimizer.update(gradient, stepsize_at(replicas.gradients)), gradient, version, config, rank
-            )
+            update = optimizer.update(gradient, stepsize_at(replicas.gradients))
+            update = _Checked(update, gradient, version, config, rank)
             replicas.push(update)
             log.append(begun_s, done_s, loss, update.norm, version, held)
-            if shown.due(done_s):
-                shown.show(
-                    done_s, steps=version + 1, gradients=replicas.gradients, loss=loss, staleness=staleness
-                )
+            if bar.due(done_s):
+                bar.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss)
 
         seconds = clock.now() - start_s
         # Every update of every rank into every replica; then the last word on how good it is.
@@ -193,12 +177,10 @@ def train(
         "dropped_reads": comm.allreduce(settled.dropped_reads),
         "clock_error_s": max(comm.allgather(clock.error_s)),
     }
-    launch.agreed(
-        comm,
-        lambda: rank == 0 and runfile.complete_run(directory, final=replicas.parameters, attributes=summary),
-    )
+    final = replicas.parameters
+    launch.agreed(comm, lambda: rank == 0 and runfile.complete_run(directory, final=final, attributes=summary))
     loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
-    return Result(replicas.parameters, directory, gradients, seconds, loss, accuracy, settled.drift)
+    return Result(final, directory, gradients, seconds, loss, accuracy, settled.drift)
 
 
 class _Checked:
@@ -217,50 +199,12 @@ class _Checked:
         self._squares += float(block @ block)
         if not math.isfinite(self._squares):
             version, config, rank = self._where
-            raise TrainingError(
-                f"gradient norm is not finite at gradient {version} of rank {rank} ({_remedy(config)})"
-            )
+            raise TrainingError(f"gradient norm is not finite at gradient {version} of rank {rank} ({_remedy(config)})")
         self._update(lo, hi, out)
 
     @property
     def norm(self) -> float:
         return math.sqrt(self._squares)
-
-
-class _Evaluation:
-    """Evaluates a replica when due, and logs what came out."""
-
-    def __init__(self, objective, data: Dataset | None, config: Config, log, evaluates: bool):
-        self._evaluate = getattr(objective, "evaluate", None) if evaluates else None
-        self._data, self._config, self._log = data, config, log
-        self._next_s = 0.0
-        self.loss = self.accuracy = math.nan
-
-    def due(self, now_s: float) -> bool:
-        return self._evaluate is not None and now_s >= self._next_s
-
-    def run(self, replicas, now_s: float) -> bool:
-        """Evaluate now; True where the target loss is reached."""
-        if self._evaluate is None:
-            return False
-        self._next_s = now_s + self._config.log.evaluate_every_s
-        metrics = self._metrics(replicas.parameters)
-        target = self._config.budget.target_loss
-        if target is not None and "loss" not in metrics:
-            raise TrainingError(f"`budget.target_loss` needs a loss from `evaluate`, got {sorted(metrics)}")
-        self.loss, self.accuracy = metrics.get("loss", math.nan), metrics.get("accuracy", math.nan)
-        self._log.append_evaluation(now_s, replicas.gradients, self.loss, self.accuracy)
-        return target is not None and self.loss <= target
-
-    def _metrics(self, parameters) -> dict[str, float]:
-        if self._data is None:
-            return self._evaluate(parameters, None)
-        sums, n_rows = {}, 0
-        for piece in self._data.test.pieces(EVALUATION_ROWS):
-            for name, mean in self._evaluate(parameters, piece).items():
-                sums[name] = sums.get(name, 0.0) + mean * len(piece.x)
-            n_rows += len(piece.x)
-        return {name: total / n_rows for name, total in sums.items()}
 
 
 def _spent(budget: BudgetConfig, gradients: int, seconds: float) -> bool:
@@ -299,15 +243,11 @@ def _check(config: Config, n_ranks: int, objective, data: Dataset | None) -> Non
     if not callable(getattr(objective, "evaluate", None)):
         raise ConfigError("`budget.target_loss` needs an objective with `evaluate`, got one without")
     if data is not None and data.test.n_rows == 0:
-        raise ConfigError(
-            f"`budget.target_loss` needs an evaluation set, got no rows in `/test/x` of {data.path}"
-        )
+        raise ConfigError(f"`budget.target_loss` needs an evaluation set, got no rows in `/test/x` of {data.path}")
 
 
 def _make_optimizer(config: Config, x0: np.ndarray, xp):
-    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[
-        config.optimizer.kind
-    ]
+    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[config.optimizer.kind]
     options = {name: getattr(config.optimizer, name) for name in names}
     return optimizers.make(config.optimizer.kind, x0.size, x0.dtype, xp, **options)
 
@@ -337,9 +277,7 @@ def _default_directory(config: Config) -> Path:
         return directory
 
 
-def _create_run(
-    directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray
-) -> None:
+def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray) -> None:
     import mpi4py
     from mpi4py import MPI
 
@@ -358,6 +296,4 @@ def _create_run(
         "mpi_library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
     }
     shapes = getattr(objective, "parameter_shapes", None)
-    runfile.create_run(
-        directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes
-    )
+    runfile.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)

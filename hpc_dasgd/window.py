@@ -3,13 +3,14 @@
 When may I do this: making and freeing a window is collective. Between the two, the owner publishes and everybody reads,
 each at any moment and without waiting for anybody.
 
-The window is one passive-target epoch long: ``Lock_all(MODE_NOCHECK)`` when it is made, ``Unlock_all`` when it is freed.
-NOCHECK is legal because nobody ever takes an exclusive lock. Its memory holds a header and `n_slots` slots::
+The window is one passive-target epoch long: ``Lock_all(MODE_NOCHECK)`` when it is made, ``Unlock_all`` when
+it is freed. NOCHECK is legal because nobody ever takes an exclusive lock. Its memory holds a header and
+`n_slots` slots::
 
     header | slot 0: version vector, payload | slot 1: ... | ...
 
-The owner writes a slot and then the header's publication count, with a memory fence between; a reader gets the header, the
-slot, and the header again. Memory is 64-byte aligned throughout.
+The owner writes a slot and then the header's publication count, with a memory fence between; a reader gets
+the header, the slot, and the header again. Memory is 64-byte aligned throughout.
 """
 
 from enum import IntEnum
@@ -87,7 +88,7 @@ class PublicationWindow:
     dtype : float32 or float64
         Of a payload.
     n_slots : int
-        1 for publications updated in place, at least 3 for snapshots.
+        One more than the publications that a reader may miss between looking for the newest and having read it.
     n_versions : int
         Length of the version vector in front of each payload.
     request_reads : bool, optional
@@ -100,7 +101,9 @@ class PublicationWindow:
         If the MPI library does not offer the unified memory model for this window.
     """
 
-    def __init__(self, comm, n_params: int, dtype, n_slots: int, n_versions: int = 1, request_reads: bool | None = None):
+    def __init__(
+        self, comm, n_params: int, dtype, n_slots: int, n_versions: int = 1, request_reads: bool | None = None
+    ):
         self.comm = comm
         self.n_slots = n_slots
         self._shape = (n_versions, n_params, np.dtype(dtype))
@@ -110,14 +113,19 @@ class PublicationWindow:
         self._window = MPI.Win.Allocate(n_bytes + ALIGNMENT_BYTES, 1, comm=comm)
         if self._window.model != MPI.WIN_UNIFIED:
             self._window.Free()
-            raise WindowError("one-sided reads need the unified memory model (MPI_WIN_UNIFIED), which this MPI does not offer here")
+            raise WindowError(
+                "one-sided reads need the unified memory model (MPI_WIN_UNIFIED), which this MPI does not offer here"
+            )
         memory = np.frombuffer(self._window.tomemory(), np.uint8)
         self._base = -memory.ctypes.data % ALIGNMENT_BYTES
         self._bases = comm.allgather(self._base)
         memory[:] = 0
         memory = memory[self._base : self._base + n_bytes]
         self._header = memory[:ALIGNMENT_BYTES].view(np.int64)
-        self.slots = [Slot(memory[start : start + self._slot_bytes], *self._shape) for start in range(ALIGNMENT_BYTES, n_bytes, self._slot_bytes)]
+        self.slots = [
+            Slot(memory[start : start + self._slot_bytes], *self._shape)
+            for start in range(ALIGNMENT_BYTES, n_bytes, self._slot_bytes)
+        ]
         self._header[Word.PROBE] = _PROBE_SIGNATURE + comm.rank
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self._window.Sync()
@@ -158,11 +166,10 @@ class PublicationWindow:
         """Begin to copy the version vector alone of one slot of `target` into `out`. Never waits for `target`."""
         return self._read(target, self._slot_offset(slot), out.memory, 0, self._shape[0] * 8)
 
-    def read_payload(self, target: int, slot: int, lo: int, hi: int, out: Slot) -> Transfer:
-        """Begin to copy elements ``lo:hi`` of one payload of `target` into the same elements of `out`. Never waits."""
-        itemsize = self._shape[2].itemsize
-        start = Slot.payload_offset_bytes(self._shape[0]) + lo * itemsize
-        return self._read(target, self._slot_offset(slot) + start, out.memory, start, (hi - lo) * itemsize)
+    def read_payload(self, target: int, slot: int, out: Slot) -> Transfer:
+        """Begin to copy the payload alone of one slot of `target` into `out`. Never waits for `target`."""
+        start = Slot.payload_offset_bytes(self._shape[0])
+        return self._read(target, self._slot_offset(slot) + start, out.memory, start, self._slot_bytes - start)
 
     def free(self) -> None:
         """Give the memory back. Collective; every `Slot` of this window is invalid afterwards."""

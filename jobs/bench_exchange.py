@@ -59,7 +59,11 @@ def main():
                 key = f"H = {hidden}" + (f", one rank {delay_ms} ms slower" if delay_ms else "")
                 found["gradients_per_s"][key] = throughput(comm, folder, data, hidden, delay_ms, options)
     if comm.rank == 0:
-        found |= {"job": "jobs/bench_exchange.py", "options": vars(options) | {"output": None}, "machine": machine(comm)}
+        found |= {
+            "job": "jobs/bench_exchange.py",
+            "options": vars(options) | {"output": None},
+            "machine": machine(comm),
+        }
         options.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(table(found))
         print(table(found))
@@ -86,7 +90,7 @@ def read_bandwidth(comm):
         buffer, source, copy = window.buffer(), np.ones(n_params, np.float32), np.zeros(n_params, np.float32)
         for _ in range(READS):
             begun_s = time.perf_counter()
-            transfer = window.read_payload(comm.size - 1, 0, 0, n_params, buffer)
+            transfer = window.read_payload(comm.size - 1, 0, buffer)
             while not transfer.done():
                 pass
             read_s = time.perf_counter()
@@ -155,7 +159,13 @@ def make_ddp(comm, data, hidden):
     with h5py.File(data) as file:
         x, y = torch.from_numpy(file["train/x"][:]), torch.from_numpy(file["train/y"][:].astype(np.int64))
     nn = torch.nn
-    layers = [nn.Linear(N_FEATURES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, N_CLASSES)]
+    layers = [
+        nn.Linear(N_FEATURES, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, N_CLASSES),
+    ]
     model = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
     loss_of = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=STEPSIZE)
@@ -194,7 +204,11 @@ def machine(comm):
 
     cpu = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].split("\n")[0]
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    versions = {"numpy": np.__version__, "python": platform.python_version(), "hpc_dasgd": hpc_dasgd.__version__}
+    versions = {
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "hpc_dasgd": hpc_dasgd.__version__,
+    }
     try:
         from torch import __version__ as torch_version
 
@@ -231,8 +245,14 @@ def table(found):
         lines += ["|---" * (2 + len(others)) + "|"]
         for name, rate in median.items():
             lines.append(f"| {name} | {rate:.0f} | {' | '.join(f'{rate / median[other]:.2f}' for other in others)} |")
-        logging = [1 - logged / not_logged for logged, not_logged in zip(samples["read snapshot"], samples[UNLOGGED], strict=True)]
-        lines += ["", f"Logging costs {100 * statistics.median(logging):.1f} % of the throughput of `read snapshot`."]
+        logging = [
+            1 - logged / not_logged
+            for logged, not_logged in zip(samples["read snapshot"], samples[UNLOGGED], strict=True)
+        ]
+        lines += [
+            "",
+            f"Logging costs {100 * statistics.median(logging):.1f} % of the throughput of `read snapshot`.",
+        ]
     return "\n".join(lines) + "\n"
 
 

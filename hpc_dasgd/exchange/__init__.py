@@ -9,7 +9,13 @@ def make(config: ExchangeConfig, comm, x0) -> Exchange:
     if config.kind == "read":
         from hpc_dasgd.exchange.read import ReadExchange
 
-        return ReadExchange(comm, x0, consistency=config.consistency, every=config.every, reads_in_flight=config.reads_in_flight)
+        return ReadExchange(
+            comm,
+            x0,
+            consistency=config.consistency,
+            every=config.every,
+            reads_in_flight=config.reads_in_flight,
+        )
     if config.kind == "allreduce":
         from hpc_dasgd.exchange.allreduce import AllreduceExchange
 

@@ -7,12 +7,13 @@ from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 
 
 class AllreduceExchange(Exchange):
-    """Each step adds the mean of all ranks' updates to every replica, so that `n` ranks act as one with an `n`-fold batch.
+    """Each step adds the mean of all ranks' updates to every replica, so that `n` ranks act as one with an
+    `n`-fold batch.
 
     The mean is taken of updates; for `sgd` and `momentum`, which are linear, that is the mean gradient's update.
 
-    Passes over main memory per step, in arrays of `n_params`: gradient read, sum written, what the MPI's reduction takes
-    (2 reads and 1 write at the least), sum read, replica read and written (8).
+    Passes over main memory per step, in arrays of `n_params`: gradient read, sum written, what the MPI's
+    reduction takes (2 reads and 1 write at the least), sum read, replica read and written (8).
     """
 
     def __init__(self, comm, x0: np.ndarray):

@@ -2,13 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# Half an L2 cache of 512 KiB, the smallest of current server cores: the blocks of two arrays stay in it from one
-# operation on them to the next.
-BLOCK_BYTES = 128 * 1024
+
+def _block_bytes() -> int:
+    """Half of this core's L2 cache: a block stays in it from one operation to the next; smaller ones cost calls."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(size.removesuffix("K")) * 1024 // 2
+    except (OSError, ValueError):
+        return 256 * 1024
+
+
+BLOCK_BYTES = _block_bytes()
 
 Update = Callable[[int, int, np.ndarray], None]
 
@@ -17,7 +26,7 @@ class Settled(NamedTuple):
     """What `Exchange.settle` found."""
 
     drift: float
-    """Largest difference over ranks and elements between a replica kept up step by step and the final sum."""
+    """Largest difference over ranks and elements between the replicas as they were and the final one: rounding."""
     dropped_reads: int
     """Reads of this rank that were dropped because the owner had published too much meanwhile."""
 
@@ -25,19 +34,24 @@ class Settled(NamedTuple):
 class Exchange(ABC):
     """A replica and the way it takes part in all ranks' updates.
 
-    An *update* is a function ``update(lo, hi, out)`` that writes what is to be added to elements ``lo:hi`` of the parameters
-    into `out`, shape (hi - lo,). The exchange calls it once for each block, so that a scaled gradient lives in a block-sized
-    scratch and never travels to main memory.
+    An *update* is a function ``update(lo, hi, out)`` that writes what is to be added to elements ``lo:hi`` of
+    the parameters into `out`, shape (hi - lo,). The exchange calls it once for each block, so that a scaled
+    gradient lives in a block-sized scratch and never travels to main memory.
 
     Attributes
     ----------
     parameters : ndarray, shape (n_params,), float32 or float64
-        The replica. The same memory for the whole run; changed by `pull`, `push` and `settle` alone.
+        The replica. The same memory for the whole run; changed by `pull`, `push` and `settle` alone. Holds
+        all own updates after `pull` and `settle`.
     versions : ndarray, shape (n_ranks,), int64
         The replica's version vector: how many updates of each rank it holds.
+    asynchronous : bool
+        Whether gradients can be stale.
     stopping : bool
         Whether a rank asked for the end of the run, as far as this rank knows.
     """
+
+    asynchronous = False
 
     def __init__(self, comm, x0: np.ndarray):
         self.comm = comm
@@ -56,11 +70,11 @@ class Exchange(ABC):
 
     @abstractmethod
     def pull(self) -> None:
-        """Fold in what has arrived of other ranks' updates. Not collective; never waits for a rank."""
+        """Bring the replica up to date with what has arrived. Not collective; never waits for a rank."""
 
     @abstractmethod
     def push(self, update: Update) -> None:
-        """Apply an own update to the replica and publish it."""
+        """Make an own update, which the replica holds after the next `pull` at the latest, and publish it."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -70,5 +84,5 @@ class Exchange(ABC):
     def settle(self) -> Settled:
         """After the last step bring every update into every replica. Collective."""
 
-    def free(self) -> None:
+    def free(self) -> None:  # noqa: B027, most exchanges hold nothing
         """Give back what the exchange holds of MPI. Collective."""

@@ -1,9 +1,9 @@
 """Parallel tests: ``pytest`` starts ``mpiexec`` itself.
 
-A test marked ``@pytest.mark.parallel([1, 2, 4])`` runs on that many ranks, on all of them, with the fixture `comm`. The
-pytest that the user started runs none of them. It starts ``mpiexec -n N python -m pytest`` once for all tests of a file on
-N ranks, and reports what each rank wrote about each test. Tests without the mark run as usual; the fixture `mpiexec`
-starts commands on ranks for them.
+A test marked ``@pytest.mark.parallel([1, 2, 4])`` runs on that many ranks, on all of them, with the fixture
+`comm`. The pytest that the user started runs none of them. It starts ``mpiexec -n N python -m pytest`` once
+for all tests of a file on N ranks, and reports what each rank wrote about each test. Tests without the mark
+run as usual; the fixture `mpiexec` starts commands on ranks for them.
 """
 
 import json
@@ -102,7 +102,13 @@ def pytest_runtest_protocol(item):
     outcome, text, seconds = item.config.stash[LAUNCHES].outcome(item)
     item.ihook.pytest_runtest_logreport(
         report=pytest.TestReport(
-            item.nodeid, item.location, dict.fromkeys(item.keywords, 1), outcome, text, "call", duration=seconds
+            item.nodeid,
+            item.location,
+            dict.fromkeys(item.keywords, 1),
+            outcome,
+            text,
+            "call",
+            duration=seconds,
         )
     )
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -137,7 +143,12 @@ class Launches:
         arguments = ["-m", "pytest", str(path), "-p", "no:cacheprovider", "--rootdir", self._config.rootpath]
         begun_s = time.monotonic()
         try:
-            done = RANKS(n_ranks, *arguments, environment={OUTCOMES: str(folder)}, cwd=self._config.invocation_params.dir)
+            done = RANKS(
+                n_ranks,
+                *arguments,
+                environment={OUTCOMES: str(folder)},
+                cwd=self._config.invocation_params.dir,
+            )
             printed, code = done.stdout + done.stderr, done.returncode
         except subprocess.TimeoutExpired as late:
             printed, code = f"{late}\n{(late.stdout or b'').decode()}{(late.stderr or b'').decode()}", None
@@ -177,6 +188,13 @@ def _read_outcomes(path):
 # What follows runs on the ranks.
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Give each rank temporary files of its own: in one folder ranks trip over each other's clearing up."""
+    if OUTCOMES in os.environ:
+        config.option.basetemp = Path(os.environ[OUTCOMES], f"files_{launch.started_rank()}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
@@ -198,7 +216,12 @@ def _write_outcome(item, reports):
     text = f"[rank {comm.rank}/{comm.size}] {worst.longreprtext}"
     if worst.outcome == "skipped":
         text = worst.longrepr[2]
-    line = {"test": item.nodeid, "outcome": worst.outcome, "text": text, "seconds": sum(r.duration for r in reports)}
+    line = {
+        "test": item.nodeid,
+        "outcome": worst.outcome,
+        "text": text,
+        "seconds": sum(r.duration for r in reports),
+    }
     with Path(os.environ[OUTCOMES], f"rank_{comm.rank}.jsonl").open("a") as file:
         print(json.dumps(line), file=file, flush=True)
     arrived = comm.Ibarrier()

@@ -124,9 +124,7 @@ def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
         file["gradient/loss"].resize(13, axis=0)
     opened = analysis.open_run(tmp_path)
     assert opened.counts.tolist() == [len(run.end[0]), 13, len(run.end[2])]
-    np.testing.assert_array_equal(
-        opened.gradients["loss"][opened.gradients["rank"] == 1], 1 + np.arange(13) / 1000
-    )
+    np.testing.assert_array_equal(opened.gradients["loss"][opened.gradients["rank"] == 1], 1 + np.arange(13) / 1000)
     np.testing.assert_array_equal(opened.versions[1], run.versions[1][:13:every])
     assert [warning for warning in opened.warnings if "is cut to 13 gradients" in warning]
     assert opened.staleness().as_dict()["gradients"] == opened.counts.sum()

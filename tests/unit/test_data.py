@@ -252,9 +252,7 @@ def test_labels_are_checked_in_any_piece(tmp_path, monkeypatch, row):
 def test_a_file_that_is_missing_or_a_directory_is_refused_with_what_ships(tmp_path):
     for path in (tmp_path / "missing.h5", tmp_path, "digit", "~nosuchuser/a.h5", "a" * 5000, "a\nb"):
         message = refusal(path)
-        assert message.startswith(
-            "`data.path` must be a data set file or the name of one that ships (digits), got "
-        )
+        assert message.startswith("`data.path` must be a data set file or the name of one that ships (digits), got ")
         assert message.endswith(repr(str(path)))
 
 
@@ -331,9 +329,7 @@ def test_batches_from_the_file_are_those_from_memory(opened):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
     for n_rows in (100, 360, 1000):
-        for a, b in zip(
-            everything(from_memory.test, n_rows), everything(from_file.test, n_rows), strict=True
-        ):
+        for a, b in zip(everything(from_memory.test, n_rows), everything(from_file.test, n_rows), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -348,9 +344,7 @@ def test_rows_come_in_the_order_asked_for_with_repetitions(tmp_path, opened, cac
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
-@pytest.mark.parametrize(
-    ("n_rows", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (100, [8]), (1, [1] * 8)]
-)
+@pytest.mark.parametrize(("n_rows", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (100, [8]), (1, [1] * 8)])
 def test_pieces_cover_a_split_in_order(tmp_path, opened, n_rows, sizes, cache_bytes):
     dataset = opened(write(tmp_path / "a.h5"), np.float64, cache_bytes=cache_bytes)
     pieces = list(dataset.train.pieces(n_rows))

@@ -34,6 +34,7 @@ FLOORS = {
     "objectives": 2,
     "optimizers": 2,
     "exchange": 2,
+    "evaluation": 2,
     "training": 3,
     "analysis": 3,
     "staleness": 3,
@@ -81,9 +82,7 @@ def imported(module, source):
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= inner & set(SOURCES) if inner <= set(SOURCES) else {node.module}
                 found |= inner if node.module in ("mpi4py", "matplotlib") else set()
-        elif (
-            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == PACKAGE
-        ):
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == PACKAGE:
             found.add(behind_the_door(node.attr))
     return found
 
@@ -106,9 +105,7 @@ def reached(module):
 
 
 def test_every_import_of_the_package_is_of_a_module_there_is():
-    unknown = {
-        (m, n) for m in MODULES for n in IMPORTS[m] if n.startswith(f"{PACKAGE}.") and n not in SOURCES
-    }
+    unknown = {(m, n) for m in MODULES for n in IMPORTS[m] if n.startswith(f"{PACKAGE}.") and n not in SOURCES}
     assert not unknown
 
 
@@ -134,9 +131,7 @@ def test_no_module_imports_pyplot():
 
 
 def test_one_module_alone_uses_windows():
-    users = {
-        module for module, source in SOURCES.items() if re.search(r"\bMPI\.Win\b|\bimport Win\b", source)
-    }
+    users = {module for module, source in SOURCES.items() if re.search(r"\bMPI\.Win\b|\bimport Win\b", source)}
     assert users == {f"{PACKAGE}.window"}
 
 
@@ -160,9 +155,7 @@ def python(*arguments):
 
 def loaded_by(*modules):
     """The modules that a new interpreter has loaded after importing `modules`."""
-    script = (
-        "".join(f"import {module}\n" for module in modules) + "import sys\nprint('\\n'.join(sys.modules))"
-    )
+    script = "".join(f"import {module}\n" for module in modules) + "import sys\nprint('\\n'.join(sys.modules))"
     result = python("-W", "error", "-c", script)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())

@@ -87,10 +87,7 @@ def test_gradient_agrees_with_central_differences(kind, options, n_classes):
 
 
 def affine(x, weight, bias):
-    return [
-        sum(a * w for a, w in zip(x, column, strict=True)) + b
-        for column, b in zip(weight.T, bias, strict=True)
-    ]
+    return [sum(a * w for a, w in zip(x, column, strict=True)) + b for column, b in zip(weight.T, bias, strict=True)]
 
 
 def reference_loss(objective, options, parameters, batch, row_loss):
@@ -201,9 +198,7 @@ def test_another_array_library_gives_the_same(kind, options, n_classes, dtype):
     metrics = objective.evaluate(parameters, batch)
     there = xp.asarray(parameters)
     out = xp.zeros_like(there)
-    assert objective.loss_and_gradient(there, Batch(batch.x, batch.y, batch.source), out) == pytest.approx(
-        loss
-    )
+    assert objective.loss_and_gradient(there, Batch(batch.x, batch.y, batch.source), out) == pytest.approx(loss)
     assert out.dtype == getattr(xp, dtype)
     np.testing.assert_allclose(np.asarray(out), gradient, rtol=1e-5 if dtype == "float32" else 1e-13)
     assert objective.evaluate(there, batch) == pytest.approx(metrics)
@@ -325,9 +320,7 @@ def test_constants_of_linear_classifiers(kind, n_classes, curvature):
     objective = objectives.make(kind, {"l2": 0.125}, dataset(n_classes, x=x))
     constants = objective.constants()
     mean_square = 1 + (x**2).sum() / 5000
-    assert constants == pytest.approx(
-        {"L": curvature * mean_square + 0.125, "mu": 0.125, "F_0": math.log(n_classes)}
-    )
+    assert constants == pytest.approx({"L": curvature * mean_square + 0.125, "mu": 0.125, "F_0": math.log(n_classes)})
     # Gradients on the whole set are as smooth and as monotone as the constants say.
     batch = Batch(x, rng.integers(0, n_classes, 5000))
     start = objective.initial(rng)

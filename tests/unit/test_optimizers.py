@@ -62,9 +62,7 @@ def textbook(kind, options, given, sizes):
 def test_updates_follow_the_formula(kind, options):
     optimizer = optimizers.make(kind, N_PARAMS, np.float64, np, **options)
     given, sizes = gradients(6), stepsizes(6)
-    np.testing.assert_allclose(
-        updates(optimizer, given, sizes), textbook(kind, options, given, sizes), rtol=1e-12
-    )
+    np.testing.assert_allclose(updates(optimizer, given, sizes), textbook(kind, options, given, sizes), rtol=1e-12)
 
 
 @every_case
@@ -142,9 +140,7 @@ def test_defaults_are_those_of_the_settings():
 
 
 def test_unknown_kinds_are_named():
-    with pytest.raises(
-        ConfigError, match=r"`optimizer\.kind` must be one of sgd, momentum, adam, got 'lion'"
-    ):
+    with pytest.raises(ConfigError, match=r"`optimizer\.kind` must be one of sgd, momentum, adam, got 'lion'"):
         optimizers.make("lion", N_PARAMS, np.float64, np)
     with pytest.raises(ConfigError, match=r"`optimizer\.schedule` must be one of .*, got 'linear'"):
         optimizers.make_schedule("linear", 0.1, 100)

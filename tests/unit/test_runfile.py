@@ -193,7 +193,5 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_shapes_must_fit_the_parameters(tmp_path):
     with pytest.raises(ConfigError, match="must add up to 4 parameters, got 5"):
-        create_run(
-            tmp_path, config_toml="", attributes={}, x0=np.zeros(4), parameter_shapes={"w": (2, 2), "b": (1,)}
-        )
+        create_run(tmp_path, config_toml="", attributes={}, x0=np.zeros(4), parameter_shapes={"w": (2, 2), "b": (1,)})
     assert not list(tmp_path.iterdir())
