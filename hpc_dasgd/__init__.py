@@ -11,6 +11,7 @@ _HOME = {
     "train": "hpc_dasgd.training",
     "Config": "hpc_dasgd.config",
     "load_config": "hpc_dasgd.config",
+    "open_dataset": "hpc_dasgd.data",
     "open_run": "hpc_dasgd.analysis",
     "ConfigError": "hpc_dasgd.errors",
     "TrainingError": "hpc_dasgd.errors",

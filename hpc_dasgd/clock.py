@@ -11,9 +11,9 @@ _PING, _PONG = 101, 102
 class Clock:
     """Seconds since the run began, on the clock of rank 0.
 
-    Ranks on the host of rank 0 read the same hardware clock. The others estimate their offset from the
-    quickest of several round trips, which bounds the error by half its duration. Making one is
-    collective over `comm`.
+    Ranks of one host read the same hardware clock. The first rank of every other host than rank 0's
+    estimates its offset, for all of its host, from the quickest of several round trips, which bounds the
+    error by half its duration. Making one is collective over `comm`.
 
     Attributes
     ----------
@@ -24,11 +24,15 @@ class Clock:
     """
 
     def __init__(self, comm, host: str):
-        hosts = comm.allgather(host)
+        first_ranks = {}
+        for rank, other in enumerate(comm.allgather(host)):
+            first_ranks.setdefault(other, rank)
         self.offset_s, self.error_s = 0.0, 0.0
-        for rank, other in enumerate(hosts):
-            if other != hosts[0]:
+        for rank in first_ranks.values():
+            if rank != 0:
                 self._measure(comm, rank)
+        estimates = comm.allgather((self.offset_s, self.error_s))
+        self.offset_s, self.error_s = estimates[first_ranks[host]]
         self._origin_s = comm.bcast(time.monotonic(), root=0)
 
     def now(self) -> float:

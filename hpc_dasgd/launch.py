@@ -69,8 +69,8 @@ def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
 
     ``srun`` with an MPI that does not speak its PMI, or the ``mpiexec`` of one MPI with the library of
     another, silently start N runs of one rank. Inside an allocation of SLURM an ``mpiexec`` may well
-    start fewer ranks than there are tasks, so that its count says something only about a rank that is
-    alone.
+    start fewer ranks than there are tasks, so that SLURM's count says something only about a rank that is
+    alone and that no ``mpiexec`` speaks of.
 
     Raises
     ------
@@ -87,12 +87,11 @@ def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:
 
 def _contradiction(n_ranks: int, environ: Mapping[str, str]) -> str | None:
     """Name the variable in which the launcher speaks of another number of ranks."""
-    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
-        count = environ.get(variable, "")
-        if not count.isdecimal() or int(count) == n_ranks or (variable == "SLURM_NTASKS" and n_ranks > 1):
-            continue
-        return variable
-    return None
+    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+    counts = {name: int(environ[name]) for name in names if environ.get(name, "").isdecimal()}
+    if n_ranks > 1 or len(counts) > 1:
+        counts.pop("SLURM_NTASKS", None)
+    return next((name for name, count in counts.items() if count != n_ranks), None)
 
 
 def agreed(comm, attempt: Callable[[], T]) -> T:

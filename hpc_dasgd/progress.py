@@ -13,26 +13,25 @@ _LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun")
 class Progress:
     """Shows steps, loss, gradients per second and mean staleness; used as a context manager.
 
-    Staleness is that of this rank's gradients since it was last shown: each missed the updates of others that
-    the replica took in behind it, so their sum is all that the others have done meanwhile.
-
     Parameters
     ----------
     n_gradients : int or None
         The budget, where there is one.
     shown : bool
         False on ranks that show nothing.
-    asynchronous : bool
-        Whether gradients can be stale.
+
+    Attributes
+    ----------
+    shown : bool
+        The same.
     """
 
-    def __init__(self, n_gradients: int | None, shown: bool, asynchronous: bool = True):
+    def __init__(self, n_gradients: int | None, shown: bool):
         self._n_gradients = n_gradients
         self._bar = None
-        self._shown = shown
-        self._asynchronous = asynchronous
+        self.shown = shown
         self._next_s = self._every_s = 1.0
-        self._last = (0.0, 0, 0)
+        self._last = (0.0, 0, 0, 0)
         if shown and is_terminal(sys.stderr):
             from tqdm import tqdm
 
@@ -55,17 +54,29 @@ class Progress:
             self._bar.close()
 
     def due(self, now_s: float) -> bool:
-        """Whether `show` would show anything; as cheap as the step loop needs it."""
-        return self._shown and now_s >= self._next_s
+        """Whether `show` would show anything."""
+        return self.shown and now_s >= self._next_s
 
-    def show(self, now_s: float, *, steps: int, gradients: int, loss: float) -> None:
-        """Show how far this rank (steps) and all ranks (gradients) are. Behind a `due` that was true."""
+    def show(self, now_s: float, *, steps: int, gradients: int, missed: int, loss: float) -> None:
+        """Show how far things are. Behind a `due` that was true.
+
+        Parameters
+        ----------
+        now_s : float, s
+        steps : int
+            Of this rank so far.
+        gradients : int
+            Of all ranks so far.
+        missed : int
+            Sum of the staleness of all this rank's gradients so far.
+        loss : float
+            The last.
+        """
         self._next_s = now_s + self._every_s
-        last_s, last_steps, last_gradients = self._last
-        self._last = (now_s, steps, gradients)
-        news = f"loss {loss:.4g}"
-        if self._asynchronous and steps > last_steps:
-            news += f"  staleness {(gradients - last_gradients) / (steps - last_steps) - 1:.2g}"
+        last_s, last_steps, last_gradients, last_missed = self._last
+        self._last = (now_s, steps, gradients, missed)
+        staleness = (missed - last_missed) / max(1, steps - last_steps)
+        news = f"loss {loss:.4g}  staleness {staleness:.2g}"
         if self._bar is not None:
             self._bar.set_postfix_str(f"step {steps}  {news}", refresh=False)
             self._bar.update(gradients - self._bar.n)

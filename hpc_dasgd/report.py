@@ -14,6 +14,7 @@ _SMOOTHED = 200  # points of a smoothed loss
 _TABLE_RANKS = 32
 _PLOTTED_RANKS = 16  # whose lines are told apart; beyond, a sample of the ranks is drawn
 _STALENESS_BINS = 60
+_STATUS = {"complete": "complete", "running": "running, or ended before its end"}
 
 
 def summary(run: Run) -> str:
@@ -22,7 +23,7 @@ def summary(run: Run) -> str:
     seconds = _seconds(run)
     n_gradients = int(run.counts.sum())
     rows = [
-        ("run", f"{run.directory} ({run.status})"),
+        ("run", f"{run.directory} ({_STATUS[run.status]})"),
         ("started", attributes.get("started")),
         ("ranks", f"{run.n_ranks} on {_hosts(attributes.get('hosts', []))}"),
         ("MPI", attributes.get("mpi_library")),

@@ -132,7 +132,8 @@ def train(
 
     # NumPy's warnings of overflow would come from every rank, ahead of the one error that says where.
     quiet = np.errstate(over="ignore", invalid="ignore")
-    bar = Progress(config.budget.gradients, progress and rank == 0, replicas.asynchronous)
+    bar = Progress(config.budget.gradients, progress and rank == 0)
+    missed = 0
     with log, quiet, bar:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
@@ -160,8 +161,10 @@ def train(
             update = _Checked(update, gradient, version, config, rank)
             replicas.push(update)
             log.append(begun_s, done_s, loss, update.norm, version, held)
+            if bar.shown:
+                missed += replicas.missed(held)
             if bar.due(done_s):
-                bar.show(done_s, steps=version + 1, gradients=replicas.gradients, loss=loss)
+                bar.show(done_s, steps=version + 1, gradients=replicas.gradients, missed=missed, loss=loss)
 
         seconds = clock.now() - start_s
         # Every update of every rank into every replica; then the last word on how good it is.
@@ -293,7 +296,7 @@ def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str],
         "h5py_version": h5py.__version__,
         "hdf5_version": h5py.version.hdf5_version,
         "mpi4py_version": mpi4py.__version__,
-        "mpi_library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
+        "mpi_library": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
     }
     shapes = getattr(objective, "parameter_shapes", None)
     runfile.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)

@@ -30,7 +30,8 @@ class Word(IntEnum):
     PUBLICATION = 0  # how many publications there have been
     STOP = 1  # not 0: the owner has a reason to end the run
     COMPLAINT = 2  # whom the owner cannot keep up with, and how many reads it has dropped so far; 0 at first
-    PROBE = 3  # PROBE_SIGNATURE + rank, for the start-up probe
+    VERSION = 3  # how many updates the owner has made, published or not
+    PROBE = 4  # PROBE_SIGNATURE + rank, for the start-up probe
 
 
 N_WORDS = ALIGNMENT_BYTES // 8

@@ -219,7 +219,7 @@ def machine(comm):
         "cpu": f"{cpu}, {os.cpu_count()} cores, {pages * page_bytes / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "n_ranks": comm.size,
-        "mpi": MPI.Get_library_version().split("\n")[0].strip("\0 "),
+        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
         "versions": versions,
         "measured": datetime.now(UTC).isoformat(timespec="minutes"),
     }

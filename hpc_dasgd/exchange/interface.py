@@ -45,13 +45,9 @@ class Exchange(ABC):
         all own updates after `pull` and `settle`.
     versions : ndarray, shape (n_ranks,), int64
         The replica's version vector: how many updates of each rank it holds.
-    asynchronous : bool
-        Whether gradients can be stale.
     stopping : bool
         Whether a rank asked for the end of the run, as far as this rank knows.
     """
-
-    asynchronous = False
 
     def __init__(self, comm, x0: np.ndarray):
         self.comm = comm
@@ -67,6 +63,10 @@ class Exchange(ABC):
     def gradients(self) -> int:
         """Gradients of all ranks that this replica knows of."""
         return int(self.versions.sum())
+
+    def missed(self, held: np.ndarray) -> int:
+        """Staleness, as known here and now, of a gradient taken at version vector `held`, behind its `push`."""
+        return 0
 
     @abstractmethod
     def pull(self) -> None:

@@ -45,19 +45,22 @@ class ReadExchange(Exchange):
     then the own. It is therefore a function of its version vector alone, with nothing to drift apart, and a
     run can be replayed.
 
-    Publication `p` stands in slot `p mod 4` until publication `p + 4` is begun. With *snapshot* consistency a read that
-    began at `p` and ended before `p + 3` was published saw one version only; any other is dropped. With *elementwise*
-    consistency nothing is dropped: a read that takes longer than three steps may mix versions from element to element,
-    which the next read mends.
+    Publication `p` stands in slot `p mod 4` until publication `p + 4` is begun. With *snapshot* consistency
+    a read that began at `p` and ended before `p + 3` was published saw one version only; any other is
+    dropped. With *elementwise* consistency nothing is dropped: a read that takes longer than three steps may
+    mix versions from element to element, which the next read mends.
 
     Passes over main memory per step, in arrays of `n_params`:
 
-    - `push`, 3: gradient read, last publication read, next one written. So a publication costs no copy.
-    - `pull`, 3: own contribution read, sum of the others' read, replica written. For each neighbour with news
-      2: its slot read, buffer written; buffer and what was seen before then change places. With more than one
-      neighbour, if any has news, ``n_ranks - 1`` more: every contribution seen is read and their sum written,
-      which is then in cache.
-    - a neighbour without news: 64 bytes.
+    - 5 in `push`: gradient read, last publication read, next one written, the others' sum read, replica
+      written. The update, the publication and the replica share this one pass, and publishing costs no copy.
+    - 2 for each neighbour with news: its slot read, buffer written. Buffer and what was seen before then
+      change places. The buffer has to be whole before it is used, since an unconfirmed read may be dropped.
+    - ``n_ranks`` if one of several neighbours has news: their contributions read, their sum written. With a
+      single neighbour its contribution is the sum.
+    - 3 in `pull` if news came since the `push` before: own contribution and the others' sum read, replica
+      written.
+    - A neighbour without news costs 64 bytes.
 
     Two things that would save memory or passes were measured to cost time instead: fewer slots, since a rank
     then stores into memory that its neighbours' caches still hold; and, in elementwise mode, reads by blocks,
@@ -80,8 +83,6 @@ class ReadExchange(Exchange):
         See `PublicationWindow`.
     """
 
-    asynchronous = True
-
     def __init__(self, comm, x0, *, consistency="snapshot", every=1, reads_in_flight=1, request_reads=None):
         super().__init__(comm, x0)
         self._snapshot = consistency == "snapshot"
@@ -89,43 +90,48 @@ class ReadExchange(Exchange):
         self._window = PublicationWindow(comm, x0.size, x0.dtype, n_slots=N_SLOTS, request_reads=request_reads)
         self._neighbours = [Neighbour(rank, self._window.buffer()) for rank in topology.complete(comm.rank, comm.size)]
         self._buffers = [self._window.buffer() for _ in self._neighbours[:reads_in_flight]]
-        self._others_sum = np.empty_like(self.parameters) if comm.size > 2 else None
+        self._others_sum = np.zeros_like(self.parameters) if comm.size > 2 else None
+        self._others = None  # sum of the others' contributions: their seen one, or the array above
         self._own = self._window.slots[0]
         start = self._own if comm.rank == 0 else self._neighbours[0].seen
         start.payload[:] = x0
         self._version = 0
+        self._known = np.zeros(comm.size, np.int64)  # the newest version of each rank that this one has heard of
         self._publication = 0
         self._unpublished = 0  # own updates since the last publication
         self._interval = every  # own updates from one publication to the next
         self._since_change = 0  # publications since the interval was changed
-        self._pulls = 0
         self.dropped_reads = 0
-        self._sum_others()
+        if self._neighbours:
+            self._others = self._neighbours[0].seen.payload
+            if comm.size > 2:
+                self._sum_others()
         comm.Barrier()  # nobody reads rank 0 before x_0 is there
 
     def pull(self) -> None:
-        """Go on with the read of every neighbour as far as it goes without waiting; bring the replica up to date."""
-        self._pulls += 1
-        if self._pulls % self._every == 0 and self._advance_reads():
-            self._sum_others()
-            self._sum_all()
-        elif self.versions[self.comm.rank] != self._version:
-            self._sum_all()
+        """Read on, as far as it goes without waiting, and sum the replica anew where news came."""
+        if self._version % self._every == 0 and self._take_in():
+            self._sum(self._own)
 
     def push(self, update: Update) -> None:
-        """Add an own update to the contribution and publish it. Not collective; never waits."""
+        """Read on, make an own update, sum the replica anew, publish. Not collective; never waits."""
+        if (self._version + 1) % self._every == 0:
+            self._take_in()
         new = self._window.slots[(self._publication + 1) % N_SLOTS]
-        for lo, hi in self.blocks:
-            scaled = self.scratch[: hi - lo]
-            update(lo, hi, scaled)
-            np.add(self._own.payload[lo:hi], scaled, out=new.payload[lo:hi])
-        self._own = new
         self._version += 1
+        self._sum(new, update)
         self._window.fence()  # a version is never ahead of its payload
         new.versions[0] = self._version
+        self._window.set_word(Word.VERSION, self._version)
+        self._own = new
         self._unpublished += 1
         if self._unpublished >= self._interval:
             self._publish()
+
+    def missed(self, held: np.ndarray) -> int:
+        """Count the others' updates beyond `held`, as far as their headers have told."""
+        self._known[self.comm.rank] = held[self.comm.rank]
+        return int((self._known - held).sum())
 
     def stop(self) -> None:
         """Raise the flag that every reader of this rank's header sees and raises too."""
@@ -141,11 +147,10 @@ class ReadExchange(Exchange):
             self._publish()
         last = self.comm.allgather(self._publication)
         while any(other.publication != last[other.rank] for other in self._neighbours):
-            self._advance_reads()
+            self._take_in()
         contributions = {other.rank: other.seen.payload for other in self._neighbours}
         contributions[self.comm.rank] = self._own.payload
-        self._sum_others()
-        self._sum_all()
+        self._sum(self._own)
         share = self._share(self.comm.rank)
         total = contributions[0][share].copy()
         for rank in range(1, self.comm.size):
@@ -165,30 +170,39 @@ class ReadExchange(Exchange):
         n_params, n_ranks = self.parameters.size, self.comm.size
         return slice(n_params * rank // n_ranks, n_params * (rank + 1) // n_ranks)
 
+    def _take_in(self) -> bool:
+        """Read on; where news came sum up the others' contributions anew, in rank order, and say so."""
+        news = self._advance_reads()
+        if news:
+            for other in self._neighbours:
+                self.versions[other.rank] = other.seen.versions[0]
+            self._others = self._neighbours[0].seen.payload
+            if len(self._neighbours) > 1:
+                self._sum_others()
+        return news
+
     def _sum_others(self) -> None:
-        """Sum the contributions seen, in rank order."""
-        if self._others_sum is None:
-            return
         first, second, *rest = (other.seen.payload for other in self._neighbours)
+        self._others = self._others_sum
         for lo, hi in self.blocks:
-            total = self._others_sum[lo:hi]
+            total = self._others[lo:hi]
             np.add(first[lo:hi], second[lo:hi], out=total)
             for payload in rest:
                 np.add(total, payload[lo:hi], out=total)
 
-    def _sum_all(self) -> None:
-        """Make the replica of the own contribution and the sum of the others'."""
-        for other in self._neighbours:
-            self.versions[other.rank] = other.seen.versions[0]
+    def _sum(self, own: Slot, update: Update | None = None) -> None:
+        """Make the replica of the own contribution in `own`, put there with `update` first, and the others'."""
         self.versions[self.comm.rank] = self._version
-        own, others = self._own.payload, self._others_sum
-        if not self._neighbours:
-            np.copyto(self.parameters, own)
-            return
-        if others is None:
-            others = self._neighbours[0].seen.payload
         for lo, hi in self.blocks:
-            np.add(own[lo:hi], others[lo:hi], out=self.parameters[lo:hi])
+            mine, replica = own.payload[lo:hi], self.parameters[lo:hi]
+            if update is not None:
+                scaled = self.scratch[: hi - lo]
+                update(lo, hi, scaled)
+                np.add(self._own.payload[lo:hi], scaled, out=mine)
+            if self._others is None:
+                np.copyto(replica, mine)
+            else:
+                np.add(mine, self._others[lo:hi], out=replica)
 
     def _publish(self) -> None:
         self._publication += 1
@@ -248,6 +262,7 @@ class ReadExchange(Exchange):
             if time.perf_counter() > end_s:
                 yield
         self._window.fence()
+        self._known[other.rank] = other.header[Word.VERSION]
         if other.header[Word.STOP] and not self.stopping:
             self.stop()
         self._note_complaint(other)

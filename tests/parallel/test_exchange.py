@@ -247,6 +247,28 @@ def test_any_number_of_reads_in_flight(comm, reads_in_flight):
     exchange.free()
 
 
+@pytest.mark.parallel([4])
+@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
+def test_what_a_gradient_missed_is_known_behind_it(comm, consistency):
+    """While rank 0 computes its gradient, rank `r` makes `r` updates."""
+    exchange = make_read(comm, consistency=consistency)
+    updates = Updates(comm.rank)
+    for turn in range(5):
+        exchange.pull()
+        held = exchange.versions.copy()
+        comm.Barrier()
+        for _ in range(comm.rank):
+            exchange.push(updates[int(exchange.versions[comm.rank])])
+        comm.Barrier()
+        if comm.rank == 0:
+            assert held.tolist() == [turn, turn, 2 * turn, 3 * turn]
+            exchange.push(updates[turn])
+            assert exchange.missed(held) == 1 + 2 + 3
+        comm.Barrier()
+    exchange.settle()
+    exchange.free()
+
+
 @pytest.mark.parallel([2, 8])
 def test_fewer_parameters_than_ranks(comm):
     exchange = ReadExchange(comm, np.zeros(1, np.float32))

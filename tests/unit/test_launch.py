@@ -62,6 +62,8 @@ def test_the_network_of_open_mpi_is_left_out_on_one_node_alone(environ, one_node
         (1, {"SLURM_NTASKS": "1"}),
         (2, {"SLURM_NTASKS": "4"}),  # mpiexec -n 2 within an allocation of 4 tasks
         (2, {"SLURM_NTASKS": "4", "PMI_SIZE": "2"}),
+        (1, {"SLURM_NTASKS": "4", "PMI_SIZE": "1"}),  # mpiexec -n 1 there
+        (1, {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1"}),
         (1, {"OMPI_COMM_WORLD_SIZE": "", "PMI_SIZE": "many", "SLURM_NTASKS": "-2"}),
     ],
 )
@@ -70,18 +72,21 @@ def test_a_launch_that_agrees_with_mpi_is_accepted(n_ranks, environ):
 
 
 @pytest.mark.parametrize(
-    ("n_ranks", "variable", "count"),
+    ("n_ranks", "variable", "count", "others"),
     [
-        (1, "OMPI_COMM_WORLD_SIZE", "4"),
-        (2, "OMPI_COMM_WORLD_SIZE", "4"),
-        (1, "PMI_SIZE", "4"),
-        (4, "PMI_SIZE", "2"),
-        (1, "SLURM_NTASKS", "4"),
+        (1, "OMPI_COMM_WORLD_SIZE", "4", {}),
+        (2, "OMPI_COMM_WORLD_SIZE", "4", {}),
+        (1, "PMI_SIZE", "4", {}),
+        (4, "PMI_SIZE", "2", {}),
+        (1, "SLURM_NTASKS", "4", {}),  # srun --mpi=none
+        (1, "SLURM_NTASKS", "4", {"PMI_SIZE": ""}),
+        (1, "PMI_SIZE", "4", {"SLURM_NTASKS": "4"}),  # srun --mpi=pmi2 with Open MPI
+        (1, "PMI_SIZE", "2", {"SLURM_NTASKS": "4"}),  # mpiexec of another MPI in an allocation of SLURM
     ],
 )
-def test_a_launch_that_mpi_knows_nothing_of_is_refused(n_ranks, variable, count):
+def test_a_launch_that_mpi_knows_nothing_of_is_refused(n_ranks, variable, count, others):
     with pytest.raises(ConfigError) as caught:
-        launch.check_size(n_ranks, {variable: count})
+        launch.check_size(n_ranks, {variable: count} | others)
     message = str(caught.value)
     assert f"started {count} processes (`{variable}`) but MPI counts {n_ranks}" in message
     assert f"unset {variable}" in message

@@ -18,7 +18,7 @@ SHOWS = """
 from hpc_dasgd.progress import Progress
 with Progress({n_gradients}, shown={shown}) as progress:
     for k in range(1, 4):
-        progress.show(k * 10.0, steps=25 * k, gradients=100 * k * k, loss=2 / k)
+        progress.show(k * 10.0, steps=25 * k, gradients=100 * k * k, missed=50 * k * k, loss=2 / k)
 """
 
 
@@ -56,9 +56,9 @@ def in_file(script, path):
 def test_a_file_gets_plain_lines(tmp_path):
     lines = in_file(SHOWS.format(n_gradients=900, shown=True), tmp_path / "log").splitlines()
     assert lines == [
-        "    10.0 s  step 25  gradients 100/900  10/s  loss 2  staleness 3",
-        "    20.0 s  step 50  gradients 400/900  30/s  loss 1  staleness 11",
-        "    30.0 s  step 75  gradients 900/900  50/s  loss 0.6667  staleness 19",
+        "    10.0 s  step 25  gradients 100/900  10/s  loss 2  staleness 2",
+        "    20.0 s  step 50  gradients 400/900  30/s  loss 1  staleness 6",
+        "    30.0 s  step 75  gradients 900/900  50/s  loss 0.6667  staleness 10",
     ]
 
 
@@ -71,7 +71,7 @@ def test_a_terminal_gets_a_bar():
     shown = on_terminal(SHOWS.format(n_gradients=900, shown=True))
     assert "\r" in shown
     assert "100%" in shown and "900/900" in shown
-    assert "step 75  loss 0.6667  staleness 19" in shown
+    assert "step 75  loss 0.6667  staleness 10" in shown
 
 
 def test_a_terminal_gets_a_bar_without_a_total():
@@ -93,7 +93,7 @@ def test_lines_in_a_file_grow_rarer(capsys):
 def progress_shows(progress, now_s):
     due = progress.due(now_s)
     if due:
-        progress.show(now_s, steps=1, gradients=4, loss=1.0)
+        progress.show(now_s, steps=1, gradients=4, missed=0, loss=1.0)
     return due
 
 
@@ -101,7 +101,7 @@ def test_a_terminal_is_due_more_often():
     shown = on_terminal(
         "from hpc_dasgd.progress import LINE_EVERY_S, Progress\n"
         "with Progress(9, shown=True) as p:\n"
-        "    p.show(1.0, steps=1, gradients=1, loss=1.0)\n"
+        "    p.show(1.0, steps=1, gradients=1, missed=0, loss=1.0)\n"
         "    assert not p.due(1.1) and p.due(1.0 + LINE_EVERY_S / 10)\n"
     )
     assert "1.00/9.00" in shown
@@ -115,7 +115,7 @@ def test_nothing_is_ever_due_where_nothing_is_shown(capsys):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_shown(capsys, loss):
-    Progress(None, shown=True).show(1.0, steps=1, gradients=1, loss=loss)
+    Progress(None, shown=True).show(1.0, steps=1, gradients=1, missed=0, loss=loss)
     assert f"loss {loss}" in capsys.readouterr().err
 
 
@@ -153,8 +153,3 @@ def test_a_file_is_not_watched_whatever_the_launcher_has(tmp_path):
 
 def test_a_stream_without_a_file_is_not_watched():
     assert not is_terminal(io.StringIO())
-
-
-def test_where_no_gradient_can_be_stale_there_is_no_staleness(capsys):
-    Progress(None, True, asynchronous=False).show(1.0, steps=1, gradients=4, loss=1.0)
-    assert capsys.readouterr().err == "     1.0 s  step 1  gradients 4  4/s  loss 1\n"
