@@ -64,11 +64,15 @@ def mpiexec():
 @pytest.fixture
 def comm():
     """The ranks of this test, on a communicator of its own."""
+    if OUTCOMES not in os.environ:
+        yield None
+        return
     own = launch.world().Dup()
     yield own
     own.Free()
 
 
+@pytest.hookimpl(tryfirst=True)  # in a fixed place among those that make names of tests, here and on the ranks
 def pytest_generate_tests(metafunc):
     mark = metafunc.definition.get_closest_marker("parallel")
     if mark is not None:
@@ -94,24 +98,15 @@ def pytest_collection_modifyitems(session, config, items):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item):
-    """Report what the ranks wrote, in place of running the test."""
-    if OUTCOMES in os.environ or not item.get_closest_marker("parallel"):
+def pytest_pyfunc_call(pyfuncitem):
+    """Say what became of the test on the ranks, in place of calling it."""
+    if OUTCOMES in os.environ or not pyfuncitem.get_closest_marker("parallel"):
         return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    outcome, text, seconds = item.config.stash[LAUNCHES].outcome(item)
-    item.ihook.pytest_runtest_logreport(
-        report=pytest.TestReport(
-            item.nodeid,
-            item.location,
-            dict.fromkeys(item.keywords, 1),
-            outcome,
-            text,
-            "call",
-            duration=seconds,
-        )
-    )
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    outcome, text = pyfuncitem.config.stash[LAUNCHES].outcome(pyfuncitem)
+    if outcome == "failed":
+        pytest.fail(text, pytrace=False)
+    if outcome == "skipped":
+        pytest.skip(text)
     return True
 
 
@@ -141,7 +136,6 @@ class Launches:
         folder = Path(self._config._tmp_path_factory.mktemp("ranks"))
         (folder / "wanted.json").write_text(json.dumps(wanted))
         arguments = ["-m", "pytest", str(path), "-p", "no:cacheprovider", "--rootdir", self._config.rootpath]
-        begun_s = time.monotonic()
         try:
             done = RANKS(
                 n_ranks,
@@ -152,28 +146,26 @@ class Launches:
             printed, code = done.stdout + done.stderr, done.returncode
         except subprocess.TimeoutExpired as late:
             printed, code = f"{late}\n{(late.stdout or b'').decode()}{(late.stderr or b'').decode()}", None
-        seconds = time.monotonic() - begun_s
         by_rank = [_read_outcomes(folder / f"rank_{rank}.jsonl") for rank in range(n_ranks)]
         while waiting:
             nodeid = waiting.pop(0)
             outcomes = [found[nodeid] for found in by_rank if nodeid in found]
-            own_s = max((outcome["seconds"] for outcome in outcomes), default=seconds)
-            self._outcomes[nodeid] = (*_joined(outcomes, n_ranks, path, printed), own_s)
+            self._outcomes[nodeid] = _joined(outcomes, n_ranks, printed)
             if len(outcomes) < n_ranks:
                 break
         else:
             if code != 0 and all(self._outcomes[nodeid][0] != "failed" for nodeid in wanted):
-                self._outcomes[nodeid] = ("failed", f"the ranks ended with status {code}\n{printed}", seconds)
+                self._outcomes[nodeid] = ("failed", f"the ranks ended with status {code}\n{printed}")
 
 
-def _joined(outcomes, n_ranks, path, printed):
+def _joined(outcomes, n_ranks, printed):
     """Outcome and text of a test from those of its ranks; one without an outcome ended in the test."""
     texts = {outcome["outcome"]: outcome["text"] for outcome in outcomes}
     if "failed" in texts:
         return "failed", "\n".join(outcome["text"] for outcome in outcomes if outcome["outcome"] == "failed")
     if len(outcomes) < n_ranks:
         return "failed", f"ranks ended in this test\n{printed}"
-    return ("skipped", (str(path), 0, texts["skipped"])) if "skipped" in texts else ("passed", None)
+    return ("skipped", texts["skipped"]) if "skipped" in texts else ("passed", None)
 
 
 LAUNCHES = pytest.StashKey[Launches]()
@@ -216,12 +208,7 @@ def _write_outcome(item, reports):
     text = f"[rank {comm.rank}/{comm.size}] {worst.longreprtext}"
     if worst.outcome == "skipped":
         text = worst.longrepr[2]
-    line = {
-        "test": item.nodeid,
-        "outcome": worst.outcome,
-        "text": text,
-        "seconds": sum(r.duration for r in reports),
-    }
+    line = {"test": item.nodeid, "outcome": worst.outcome, "text": text}
     with Path(os.environ[OUTCOMES], f"rank_{comm.rank}.jsonl").open("a") as file:
         print(json.dumps(line), file=file, flush=True)
     arrived = comm.Ibarrier()
