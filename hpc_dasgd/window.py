@@ -89,7 +89,7 @@ class PublicationWindow:
     dtype : float32 or float64
         Of a payload.
     n_slots : int
-        One more than the publications that a reader may miss between looking for the newest and having read it.
+        Publications that stand side by side: slot `p` may be stored into again once `p + n_slots - 1` is published.
     n_versions : int
         Length of the version vector in front of each payload.
     request_reads : bool, optional
