@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import logging
 import math
 import os
 import platform
@@ -23,7 +22,6 @@ PROGRAM = "hpc-dasgd"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status. A rank that fails ends the whole job."""
     launch.set_environment_defaults()
-    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
         options = _parser().parse_args(arguments)
         options.run_command(options)
@@ -40,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     except HpcDasgdError as error:
         return _fail(f"error: {error}")
     except BrokenPipeError:
+        if launch.mpi_runs():
+            return _fail(traceback.format_exc().rstrip())
         # The reader of standard output went away (`| head`): nothing is wrong, nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -58,9 +58,11 @@ def _fail(message: str) -> int:
     """Say what happened on this rank, and end the other ranks too, which would wait for this one for ever."""
     rank, n_ranks = launch.started_rank(), launch.n_started_ranks()
     where = f"[rank {rank}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
-    print(f"{PROGRAM}: {where}{message}", file=sys.stderr, flush=True)
-    if not launch.alone():
-        launch.abort(FAILED)
+    try:
+        print(f"{PROGRAM}: {where}{message}", file=sys.stderr, flush=True)
+    finally:
+        if not launch.alone():
+            launch.abort(FAILED)
     return FAILED
 
 

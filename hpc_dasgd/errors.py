@@ -17,7 +17,7 @@ class ConfigError(HpcDasgdError, ValueError):
 
 
 class WindowError(HpcDasgdError, RuntimeError):
-    """An MPI window cannot be used as asked: unsupported memory model, freed, wrong buffer."""
+    """An MPI window cannot be used as asked: unsupported memory model, freed."""
 
 
 class TrainingError(HpcDasgdError, RuntimeError):

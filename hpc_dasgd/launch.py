@@ -6,6 +6,7 @@ The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` start
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from hpc_dasgd.errors import ConfigError, HpcDasgdError
@@ -114,7 +115,7 @@ def agreed(comm, attempt: Callable[[], T]) -> T:
 
 def started_rank() -> int:
     """This process's rank: MPI's where it knows of all ranks, else the launcher's word, else 0."""
-    if _mpi_runs() and _contradiction(n_started_ranks(), os.environ) is None:
+    if mpi_runs() and _contradiction(n_started_ranks(), os.environ) is None:
         from mpi4py import MPI
 
         return MPI.COMM_WORLD.Get_rank()
@@ -124,7 +125,7 @@ def started_rank() -> int:
 
 def n_started_ranks() -> int:
     """Ranks that MPI counts; 1 where it was not started."""
-    if not _mpi_runs():
+    if not mpi_runs():
         return 1
     from mpi4py import MPI
 
@@ -151,11 +152,13 @@ def abort(status: int) -> None:
     """End all ranks of the launch with `status`."""
     from mpi4py import MPI
 
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):  # nobody may be reading any more
+        sys.stdout.flush()
     MPI.COMM_WORLD.Abort(status)
 
 
-def _mpi_runs() -> bool:
+def mpi_runs() -> bool:
+    """Whether MPI was started in this process and not ended."""
     if "mpi4py.MPI" not in sys.modules:
         return False
     from mpi4py import MPI

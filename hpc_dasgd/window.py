@@ -93,8 +93,9 @@ class PublicationWindow:
     n_versions : int
         Length of the version vector in front of each payload.
     request_reads : bool, optional
-        Complete reads by polling requests (``Rget``) or at once (``Get`` and ``Flush``). By default a probe decides:
-        requests, where each rank really received its neighbour's header through one.
+        Complete reads by polling requests (``Rget``) or at once (``Get`` and ``Flush``, which waits where the
+        network needs the target's help). By default a probe decides: requests, where each rank really
+        received its neighbour's header through one.
 
     Raises
     ------

@@ -46,5 +46,4 @@ class AllreduceExchange(Exchange):
         """MPI does not promise the same bits on every rank; take rank 0's."""
         kept = self.parameters.copy()
         self.comm.Bcast(self.parameters, root=0)
-        drift = float(np.max(np.abs(self.parameters - kept), initial=0.0))
-        return Settled(drift=self.comm.allreduce(drift, MPI.MAX), dropped_reads=0)
+        return Settled(drift=self.comm.allreduce(self._difference(kept), MPI.MAX), dropped_reads=0)

@@ -68,6 +68,14 @@ class Exchange(ABC):
         """Staleness, as known here and now, of a gradient taken at version vector `held`, behind its `push`."""
         return 0
 
+    def _difference(self, kept: np.ndarray) -> float:
+        """Largest difference between `kept` and the replica, by blocks: memory may be short."""
+        largest = 0.0
+        for lo, hi in self.blocks:
+            difference = np.subtract(kept[lo:hi], self.parameters[lo:hi], out=self.scratch[: hi - lo])
+            largest = max(largest, float(np.abs(difference, out=difference).max()))
+        return largest
+
     @abstractmethod
     def pull(self) -> None:
         """Bring the replica up to date with what has arrived. Not collective; never waits for a rank."""

@@ -47,7 +47,7 @@ class ReadExchange(Exchange):
 
     Publication `p` stands in slot `p mod 4` until publication `p + 4` is begun. With *snapshot* consistency
     a read that began at `p` and ended before `p + 3` was published saw one version only; any other is
-    dropped. With *elementwise* consistency nothing is dropped: a read that takes longer than three steps may
+    dropped. With *elementwise* consistency nothing is dropped: a read during which three are published may
     mix versions from element to element, which the next read mends.
 
     Passes over main memory per step, in arrays of `n_params`:
@@ -106,7 +106,6 @@ class ReadExchange(Exchange):
             self._others = self._neighbours[0].seen.payload
             if comm.size > 2:
                 self._sum_others()
-        comm.Barrier()  # nobody reads rank 0 before x_0 is there
 
     def pull(self) -> None:
         """Read on, as far as it goes without waiting, and sum the replica anew where news came."""
@@ -148,6 +147,10 @@ class ReadExchange(Exchange):
         last = self.comm.allgather(self._publication)
         while any(other.publication != last[other.rank] for other in self._neighbours):
             self._take_in()
+        while any(other.reading for other in self._neighbours):  # MPI wants every request completed
+            for other in self._neighbours:
+                if other.reading and next(other.reading, "done") == "done":
+                    other.reading = None
         contributions = {other.rank: other.seen.payload for other in self._neighbours}
         contributions[self.comm.rank] = self._own.payload
         self._sum(self._own)
@@ -158,8 +161,7 @@ class ReadExchange(Exchange):
         kept = self.parameters.copy()
         counts = [self._share(rank).stop - self._share(rank).start for rank in range(self.comm.size)]
         self.comm.Allgatherv(total, [self.parameters, counts])
-        drift = float(np.max(np.abs(kept - self.parameters), initial=0.0))
-        return Settled(drift=self.comm.allreduce(drift, MPI.MAX), dropped_reads=self.dropped_reads)
+        return Settled(drift=self.comm.allreduce(self._difference(kept), MPI.MAX), dropped_reads=self.dropped_reads)
 
     def free(self) -> None:
         self._own = None
@@ -253,7 +255,8 @@ class ReadExchange(Exchange):
         yield from _arrival(self._window.read_versions(other.rank, slot, buffer))
         self._window.fence()
         yield from _arrival(self._window.read_payload(other.rank, slot, buffer))
-        return True
+        # An old header may have pointed to a slot that was being filled for a later publication: never go back.
+        return buffer.versions[0] >= other.seen.versions[0]
 
     def _header(self, other: Neighbour):
         transfer = self._window.read_header(other.rank, other.header)

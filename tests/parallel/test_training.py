@@ -16,6 +16,7 @@ EXCHANGES = {
     "snapshot": {"kind": "read"},
     "elementwise": {"kind": "read", "consistency": "elementwise"},
     "every-3": {"kind": "read", "every": 3},
+    "elementwise-every-3": {"kind": "read", "consistency": "elementwise", "every": 3},
     "allreduce": {"kind": "allreduce"},
     "none": {"kind": "none"},
 }

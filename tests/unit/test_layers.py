@@ -42,7 +42,10 @@ FLOORS = {
     "cli": 4,
     "__main__": 4,
 }
-WITHOUT_MPI = ("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions")
+WITHOUT_MPI = (
+    *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
+    *("staleness", "schema", "batches", "config", "rules", "topology"),
+)
 
 
 def module_name(path):
