@@ -95,7 +95,7 @@ def complete_run(directory: Path, *, final: np.ndarray, attributes: Mapping) -> 
         data_set.dims[0].attach_scale(file[_PARAMETER.name])
         if "parameter_shapes" in file[_X0.name].attrs:
             data_set.attrs["parameter_shapes"] = file[_X0.name].attrs["parameter_shapes"]
-        _join_rank_files(file, sorted(_closed_rank_files(directory)))
+        _join_rank_files(file, list(_closed_rank_files(directory, int(file.attrs["n_ranks"]))))
         file.attrs.update(attributes, status="complete")
     os.replace(copy, directory / schema.RUN_FILE)
 
@@ -109,8 +109,9 @@ class _Part(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
-def _closed_rank_files(directory: Path) -> Iterator[_Part]:
-    for path in directory.glob(schema.RANK_FILES):
+def _closed_rank_files(directory: Path, n_ranks: int) -> Iterator[_Part]:
+    # By name: the listing of a network file system may lag behind what other nodes have made.
+    for path in (directory / schema.rank_file(rank) for rank in range(n_ranks)):
         try:
             with h5py.File(path) as file:
                 groups = (file["gradient"], file["evaluation"])
@@ -121,13 +122,13 @@ def _closed_rank_files(directory: Path) -> Iterator[_Part]:
 
 
 def _join_rank_files(file: h5py.File, parts: list[_Part]) -> None:
-    """Make the groups ``gradient`` and ``evaluation`` (which rank 0 alone adds to) of virtual data sets."""
+    """Make the groups ``gradient``, of all ranks, and ``evaluation``, of the first, of virtual data sets."""
     every = parts[0].versions_every
     gradient, evaluation = file.create_group("gradient"), file.create_group("evaluation")
     for column in (*schema.GRADIENT_COLUMNS, schema.VERSIONS) if every else schema.GRADIENT_COLUMNS:
         _join(gradient, column, parts)
     for column in schema.EVALUATION_COLUMNS:
-        _join(evaluation, column, parts)
+        _join(evaluation, column, parts[:1])
     n_rows = [part.shapes["/gradient/version"][0] for part in parts]
     ranks = np.repeat([part.rank for part in parts], n_rows)
     schema.create(gradient, schema.RANK, data=ranks, compression="gzip" if ranks.size else None)

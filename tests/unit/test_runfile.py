@@ -163,7 +163,7 @@ def test_a_run_without_gradients_is_completed(tmp_path):
 
 
 def test_a_file_that_a_rank_left_open_is_left_out_of_the_completed_run(tmp_path):
-    create_run(tmp_path, config_toml="", attributes={}, x0=np.zeros(2))
+    create_run(tmp_path, config_toml="", attributes={"n_ranks": 3}, x0=np.zeros(2))
     (tmp_path / "aside").mkdir()
     with RankLog(tmp_path / "aside", 1, 3, 1) as log:
         log.append_evaluation(0.0, 0, 1.0, 1.0)
