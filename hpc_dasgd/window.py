@@ -107,7 +107,6 @@ class PublicationWindow:
         self, comm, n_params: int, dtype, n_slots: int, n_versions: int = 1, request_reads: bool | None = None
     ):
         self.comm = comm
-        self.n_slots = n_slots
         self._shape = (n_versions, n_params, np.dtype(dtype))
         self._slot_bytes = _aligned(Slot.payload_offset_bytes(n_versions) + n_params * self._shape[2].itemsize)
         # One more alignment unit, because not every MPI aligns what it allocates.

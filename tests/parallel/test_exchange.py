@@ -12,7 +12,8 @@ import pytest
 
 from hpc_dasgd.exchange.allreduce import AllreduceExchange
 from hpc_dasgd.exchange.none import NoExchange
-from hpc_dasgd.exchange.read import DROPS_TO_STARVE, PUBLICATIONS_TO_RELAX, ReadExchange
+from hpc_dasgd.exchange.read import DROPS_TO_STARVE, N_SLOTS, PUBLICATIONS_TO_RELAX, ReadExchange
+from hpc_dasgd.window import N_WORDS, Transfer, Word
 
 SIZES = [1, 2, 4, 8]
 N_PARAMS = 150
@@ -53,6 +54,11 @@ def held_by(versions):
 
 def make_read(comm, **options):
     return ReadExchange(comm, np.arange(N_PARAMS, dtype=np.float32), **options)
+
+
+def finish(transfer):
+    while not transfer.done():
+        pass
 
 
 def step(exchange, updates):
@@ -122,9 +128,34 @@ def test_a_hundred_thousand_steps_with_random_delays(comm, consistency):
 @pytest.mark.parallel([2, 4, 8])
 @pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
 def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, monkeypatch):
-    """Rank 0 adds 1 to all of 300,000 elements as fast as it can; the others do nothing but read."""
+    """Rank 0 adds 1 to all of 300,000 elements as fast as it can; the others do nothing but read.
+
+    Every fifth read is made in two halves, with the slot stored over in between.
+    """
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 128 * 1024)
     exchange = ReadExchange(comm, np.zeros(300_000, np.float32), request_reads=request_reads)
+    window, n_reads, n_torn = exchange._window, 0, 0
+    read_slot = window.read_slot
+
+    def publication():
+        header = np.zeros(N_WORDS, np.int64)
+        finish(window.read_header(0, header))
+        return header[Word.PUBLICATION]
+
+    def read_in_halves(target, slot, out):
+        nonlocal n_reads, n_torn
+        n_reads += 1
+        finish(read_slot(target, slot, out))
+        if target == 0 and n_reads % 5 == 0:
+            first, begun = out.payload[:150_000].copy(), publication()
+            while publication() < begun + N_SLOTS:
+                pass
+            finish(read_slot(target, slot, out))
+            out.payload[:150_000] = first
+        n_torn += np.ptp(out.payload) > 0
+        return Transfer([])
+
+    monkeypatch.setattr(window, "read_slot", read_in_halves)
     n_accepted = 0
     if comm.rank == 0:
         all_done = comm.Ibarrier()
@@ -133,14 +164,16 @@ def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, m
             exchange.pull()
     else:
         version = 0
-        while n_accepted < 200:
+        while n_accepted < 100:
             exchange.pull()
             if exchange.versions[0] != version:
                 assert exchange.versions[0] > version
                 version = exchange.versions[0]
                 assert np.all(exchange.parameters == version)
                 n_accepted += 1
+        assert exchange.dropped_reads >= n_torn > 0
         comm.Ibarrier().Wait()
+    monkeypatch.undo()
     exchange.settle()
     assert np.all(exchange.parameters == exchange.versions[0])
     assert exchange.versions[1:].sum() == 0
