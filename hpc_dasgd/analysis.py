@@ -12,6 +12,7 @@ import math
 import os
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +109,14 @@ class Run:
         """Gradients of each rank, shape (n_ranks,), int64."""
         return np.array([file.n_gradients for file in self._files], np.int64)
 
+    @property
+    def seconds(self) -> float:
+        """How long the run trained; of one that did not end, up to its last gradient."""
+        if "seconds" in self.attributes:
+            return self.attributes["seconds"]
+        gradients = self.gradients
+        return float(gradients["t_end_s"].max() - gradients["t_start_s"].min()) if gradients.size else 0.0
+
     @cached_property
     def gradients(self) -> np.ndarray:
         """All gradients, rank after rank: structured, ``rank`` and `schema.GRADIENT_COLUMNS`."""
@@ -124,6 +133,14 @@ class Run:
         rows = np.empty(self._files[0].n_evaluations, schema.record_dtype(schema.EVALUATION_COLUMNS))
         _read_columns(self._files[0].path, "evaluation", schema.EVALUATION_COLUMNS, rows)
         return rows
+
+    @cached_property
+    def pace(self) -> np.ndarray | None:
+        """Changes of the distance between exchanges, rank after rank: structured, ``rank`` and `schema.PACE_COLUMNS`.
+
+        None where ``exchange.every`` was a number.
+        """
+        return np.concatenate(changes) if (changes := list(self._pace_by_rank())) else None
 
     @cached_property
     def versions(self) -> list[np.ndarray] | None:
@@ -178,6 +195,19 @@ class Run:
             return measure(starts, ends, versions, self.versions_every)
         except ValueError as error:
             raise ConfigError(f"the log of {self.directory} is damaged: {error}") from None
+
+    def _pace_by_rank(self) -> Iterator[np.ndarray]:
+        for rank, source in enumerate(self._files):
+            if not source.path.exists():
+                continue
+            with _open(source.path) as file:
+                if "pace" not in file:
+                    continue
+                n_rows = min(len(file["pace"][column.name]) for column in schema.PACE_COLUMNS)
+            rows = np.empty(n_rows, schema.record_dtype((schema.RANK, *schema.PACE_COLUMNS)))
+            rows["rank"] = rank
+            _read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
+            yield rows
 
     def _version_rows(self) -> list[_VersionRows]:
         return [_VersionRows(source, self.n_ranks) for source in self._files]
@@ -256,6 +286,8 @@ def _warnings_of(attributes: dict) -> list[str]:
         exchange = tomllib.loads(attributes["config"]).get("exchange", {})
     except tomllib.TOMLDecodeError:
         exchange = {}
+    if not isinstance(exchange, dict):
+        exchange = {}
     warnings = []
     if attributes["status"] != "complete":
         warnings.append("the run is not complete: it is going on, or was killed")
@@ -266,6 +298,13 @@ def _warnings_of(attributes: dict) -> list[str]:
             "`exchange.consistency` is elementwise: staleness is exact only to within the two counts "
             "between which a contribution was read"
         )
+    if exchange.get("kind") in ("accumulate", "server"):
+        warnings.append(
+            f"`exchange.kind` is {exchange['kind']}: a replica may hold more than its version vector says, "
+            "so that staleness is never too low"
+        )
+    if exchange.get("kind") == "gossip":
+        warnings.append("`exchange.kind` is gossip: a version vector counts updates of which a replica holds a share")
     return warnings
 
 
@@ -279,7 +318,9 @@ def _rank_file(path: Path, warnings: list[str]) -> _RankFile:
             n_complete = min(lengths)
             if every:
                 n_complete = min(n_complete, every * len(gradient[schema.VERSIONS.name]))
-            n_evaluations = min(len(evaluation[column.name]) for column in schema.EVALUATION_COLUMNS)
+            # Runs of earlier versions may lack a column.
+            known = [evaluation[column.name] for column in schema.EVALUATION_COLUMNS if column.name in evaluation]
+            n_evaluations = min(map(len, known))
     except (OSError, KeyError):
         warnings.append(f"{path.name} is missing or unreadable: its rank counts as one without gradients")
         return _RankFile(path)
@@ -292,4 +333,4 @@ def _read_columns(path: Path, group: str, columns: tuple[schema.Column, ...], ou
     if out.size:
         with _open(path) as file:
             for column in columns:
-                out[column.name] = file[group][column.name][: out.size]
+                out[column.name] = file[group][column.name][: out.size] if column.name in file[group] else math.nan

@@ -119,6 +119,12 @@ def _parser() -> _Parser:
     report.add_argument("run", metavar="RUN")
     report.add_argument("--output", metavar="DIR", help="where the plots go (default RUN/report)")
 
+    compare = command("compare", _compare, "several runs in one table and one picture")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--loss", type=float, metavar="X", help="time to this loss (default the lowest all reached)")
+    compare.add_argument("--output", metavar="DIR", default="compare", help="where the picture goes (default compare)")
+    compare.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
@@ -168,6 +174,18 @@ def _report(options) -> None:
     run = analysis.open_run(options.run)
     print(report.summary(run))
     for path in report.write_plots(run, Path(options.output or run.directory / "report")):
+        print(f"plot: {path}")
+
+
+def _compare(options) -> None:
+    from pathlib import Path
+
+    from hpc_dasgd import analysis, comparison
+
+    compared = comparison.compare([analysis.open_run(run) for run in options.runs], options.loss)
+    print(json.dumps(compared.as_dict()) if options.json else compared.table())
+    path = comparison.write_plot(compared, Path(options.output))
+    if not options.json:
         print(f"plot: {path}")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.rules import (
+    BOOLEAN,
     FILE_NAME,
     FRACTION,
     NOT_NEGATIVE,
@@ -23,8 +24,11 @@ from hpc_dasgd.rules import (
     OPTION,
     POSITIVE,
     POSITIVE_INTEGER,
+    RANK,
     RANKS,
     SEED,
+    SHARE,
+    STEPS,
     TEXT,
     VERSIONS,
     Rule,
@@ -69,13 +73,33 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeConfig:
-    kind: str = _setting("read", one_of("read", "none", "allreduce"), "how updates travel")
-    topology: str = _setting("complete", one_of("complete"), "who reads whom")
-    every: int = _setting(1, POSITIVE_INTEGER, "steps between exchanges")
+    kind: str = _setting(
+        "read", one_of("read", "accumulate", "gossip", "server", "allreduce", "none"), "how updates travel"
+    )
+    topology: str = _setting(
+        "complete",
+        one_of("complete", "tree", "ring", "torus", "exponential", "random-regular", "star"),
+        "who exchanges with whom",
+    )
+    every: int | str = _setting(1, STEPS, 'steps between exchanges; "auto" keeps their cost under max_overhead')
+    max_overhead: float = _setting(0.1, SHARE, 'every = "auto": share of the step time that exchanges may take')
     consistency: str = _setting("snapshot", one_of("snapshot", "elementwise"), "read: what one read may mix")
     reads_in_flight: int = _setting(
         1, POSITIVE_INTEGER, "read: neighbours read at once; each costs one more copy in memory"
     )
+    fan_out: int = _setting(2, POSITIVE_INTEGER, "tree: children of a rank on its node, and of a node")
+    degree: int = _setting(4, POSITIVE_INTEGER, "random-regular: ranks that each rank reads")
+    mixing: str = _setting("average", one_of("average", "push-sum"), "gossip: how replicas are mixed")
+    server_rank: int = _setting(0, RANK, "server: the rank that holds the model")
+    server_computes: bool = _setting(True, BOOLEAN, "server: whether that rank takes gradients too")
+
+
+# Which topologies an exchange can use; the others use none.
+TOPOLOGIES = {
+    "read": ("complete", "tree", "ring", "star"),
+    "accumulate": ("complete",),
+    "gossip": ("complete", "ring", "torus", "exponential", "random-regular"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +131,9 @@ class LogConfig:
 class StragglerConfig:
     ranks: tuple[int, ...] = _setting((0,), RANKS, "ranks slowed down on purpose")
     delay_ms: float = _setting(0.0, NOT_NEGATIVE, "added to each of their steps")
+    distribution: str = _setting(
+        "constant", one_of("constant", "exponential"), "of the delay; exponential: delay_ms is its mean"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +185,22 @@ def load_config(source: "Config | Mapping | str | os.PathLike", overrides: Itera
     for override in overrides:
         _override(table, override)
     config = _build(Config, table, prefix="")
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """Hold settings against each other."""
     if all(getattr(config.budget, limit.name) is None for limit in fields(BudgetConfig)):
         raise ConfigError("`budget` must set at least one of gradients, seconds, target_loss")
-    return config
+    kind, topology = config.exchange.kind, config.exchange.topology
+    usable = TOPOLOGIES.get(kind, (topology,))
+    if topology not in usable:
+        raise ConfigError(
+            f"`exchange.topology` must be one of {', '.join(usable)} with `exchange.kind` {kind}, got {topology!r}"
+        )
+    if kind == "allreduce" and config.exchange.every != 1:
+        raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {config.exchange.every!r}")
 
 
 def settings_help() -> str:

@@ -21,8 +21,11 @@ class Evaluation:
     def due(self, now_s: float) -> bool:
         return self._evaluate is not None and now_s >= self._next_s
 
-    def run(self, replicas, now_s: float) -> bool:
-        """Evaluate now; True where the target loss is reached."""
+    def run(self, replicas, now_s: float, consensus_distance: float | None = None) -> bool:
+        """Evaluate now; True where the target loss is reached.
+
+        The consensus distance is asked of `replicas` where it is not given.
+        """
         if self._evaluate is None:
             return False
         self._next_s = now_s + self._config.log.evaluate_every_s
@@ -31,7 +34,9 @@ class Evaluation:
         if target is not None and "loss" not in metrics:
             raise TrainingError(f"`budget.target_loss` needs a loss from `evaluate`, got {sorted(metrics)}")
         self.loss, self.accuracy = metrics.get("loss", math.nan), metrics.get("accuracy", math.nan)
-        self._log.append_evaluation(now_s, replicas.gradients, self.loss, self.accuracy)
+        if consensus_distance is None:
+            consensus_distance = replicas.consensus_distance()
+        self._log.append_evaluation(now_s, replicas.gradients, self.loss, self.accuracy, consensus_distance)
         return target is not None and self.loss <= target
 
     def _metrics(self, parameters) -> dict[str, float]:

@@ -113,6 +113,16 @@ def agreed(comm, attempt: Callable[[], T]) -> T:
     return result
 
 
+def nodes(comm) -> tuple[int, ...]:
+    """The node of each rank, named by the lowest rank that shares memory there. Collective."""
+    from mpi4py import MPI
+
+    sharing = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    node = sharing.bcast(comm.rank, root=0)
+    sharing.Free()
+    return tuple(comm.allgather(node))
+
+
 def started_rank() -> int:
     """This process's rank: MPI's where it knows of all ranks, else the launcher's word, else 0."""
     if mpi_runs() and _contradiction(n_started_ranks(), os.environ) is None:

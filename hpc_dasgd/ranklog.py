@@ -8,6 +8,7 @@ single-writer-multiple-reader mode: others may read them while they grow, with `
 killed process leaves behind opens in the same way.
 """
 
+import math
 from pathlib import Path
 
 import h5py
@@ -40,6 +41,8 @@ class RankLog:
     versions_every : int, at least 0
         Every how many gradients the version vector is kept: row ``r`` of ``/gradient/versions`` is of
         gradient ``r * versions_every``. With 0 there is no such data set.
+    paced : bool
+        Whether there is a group ``pace``, for `append_pace`.
 
     Raises
     ------
@@ -47,12 +50,13 @@ class RankLog:
         If the file cannot be made.
     """
 
-    def __init__(self, directory: Path, rank: int, n_ranks: int, versions_every: int):
+    def __init__(self, directory: Path, rank: int, n_ranks: int, versions_every: int, paced: bool = False):
         self._every = versions_every
         vector_bytes = n_ranks * np.dtype(schema.VERSIONS.dtype).itemsize
         capacity = max(_MIN_BATCH_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // vector_bytes))
         self._rows = np.empty(capacity, schema.record_dtype(schema.GRADIENT_COLUMNS))
         self._vectors = np.empty((capacity, n_ranks), schema.VERSIONS.dtype)
+        self._changes = []
         self._n_rows = self._n_vectors = self._n_appended = 0
         self._flush_due_s = FLUSH_EVERY_S
         path = directory / schema.rank_file(rank)
@@ -65,6 +69,10 @@ class RankLog:
                 _create_growing(self._gradient, column, (_BATCH_ROWS,))
             for column in schema.EVALUATION_COLUMNS:
                 _create_growing(self._evaluation, column, (_EVALUATION_CHUNK_ROWS,))
+            if paced:
+                self._pace = self._file.create_group("pace")
+                for column in schema.PACE_COLUMNS:
+                    _create_growing(self._pace, column, (_EVALUATION_CHUNK_ROWS,))
             if self._every:
                 chunk_rows = max(1, min(_BATCH_ROWS, _CHUNK_BYTES // vector_bytes))
                 _create_growing(self._gradient, schema.VERSIONS, (chunk_rows, n_ranks))
@@ -95,11 +103,19 @@ class RankLog:
             self._flush()
             self._flush_due_s = t_end_s + FLUSH_EVERY_S
 
-    def append_evaluation(self, t_s: float, gradients: int, loss: float, accuracy: float) -> None:
+    def append_evaluation(
+        self, t_s: float, gradients: int, loss: float, accuracy: float, consensus_distance: float = math.nan
+    ) -> None:
         """Log one evaluation, and hand it to the file at once; see `schema.EVALUATION_COLUMNS`."""
-        for column, value in zip(schema.EVALUATION_COLUMNS, (t_s, gradients, loss, accuracy), strict=True):
+        for column, value in zip(
+            schema.EVALUATION_COLUMNS, (t_s, gradients, loss, accuracy, consensus_distance), strict=True
+        ):
             _extend(self._evaluation[column.name], [value])
         self._flush()
+
+    def append_pace(self, t_s: float, version: int, every: int, overhead: float) -> None:
+        """Log that exchanges are `every` steps apart from now on; see `schema.PACE_COLUMNS`."""
+        self._changes.append((t_s, version, every, overhead))
 
     def __enter__(self):
         return self
@@ -112,8 +128,10 @@ class RankLog:
 
     def _flush(self) -> None:
         rows, vectors = self._rows[: self._n_rows], self._vectors[: self._n_vectors]
+        changes = np.array(self._changes, schema.record_dtype(schema.PACE_COLUMNS))
         # Emptied first: what a full disk refused must not be tried again, out of step with the rest.
         self._n_rows = self._n_vectors = 0
+        self._changes = []
         if len(vectors):
             _extend(self._gradient[schema.VERSIONS.name], vectors)
             if self._every > 1:
@@ -122,6 +140,9 @@ class RankLog:
         if len(rows):
             for column in schema.GRADIENT_COLUMNS:
                 _extend(self._gradient[column.name], rows[column.name])
+        if len(changes):
+            for column in schema.PACE_COLUMNS:
+                _extend(self._pace[column.name], changes[column.name])
         self._file.flush()
 
 

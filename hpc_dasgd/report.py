@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_dasgd import plots
 from hpc_dasgd.analysis import Run
-from hpc_dasgd.errors import ConfigError
 
 _POINTS = 2000  # per line of a plot: more than its width in pixels
 _SMOOTHED = 200  # points of a smoothed loss
@@ -20,7 +20,7 @@ _STATUS = {"complete": "complete", "running": "running, or ended before its end"
 def summary(run: Run) -> str:
     """Return what a run was and what it came to, as text for the terminal."""
     attributes = run.attributes
-    seconds = _seconds(run)
+    seconds = run.seconds
     n_gradients = int(run.counts.sum())
     rows = [
         ("run", f"{run.directory} ({_STATUS[run.status]})"),
@@ -32,6 +32,8 @@ def summary(run: Run) -> str:
         *_staleness_rows(run),
         ("drift", _number(attributes.get("drift"))),
         ("dropped reads", _number(attributes.get("dropped_reads"))),
+        ("consensus", _number(attributes.get("consensus_distance"), " (root mean squared distance from the mean)")),
+        ("transferred", _transferred(run)),
         ("clock error", _number(attributes.get("clock_error_s"), " s")),
     ]
     lines = [f"{name + ':':<15}{value}" for name, value in rows if value is not None]
@@ -57,30 +59,19 @@ def write_plots(run: Run, directory: Path) -> list[Path]:
     ConfigError
         If the directory cannot be written to.
     """
-    plots = {
+    drawn = {
         "loss_seconds.png": _plot_loss_over_seconds,
         "loss_gradients.png": _plot_loss_over_gradients,
         "staleness.png": _plot_staleness,
         "progress.png": _plot_progress,
     }
     if not run.counts.any():
-        plots = {}
+        drawn = {}
     elif not run.versions_every:
-        del plots["staleness.png"]
+        del drawn["staleness.png"]
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        return [_write(directory / name, plot, run) for name, plot in plots.items()]
-    except OSError as error:
-        raise ConfigError(f"cannot write plots to {directory}: {error.strerror or error}") from None
-
-
-def _seconds(run: Run) -> float:
-    """How long the run trained; of one that did not end, up to its last gradient."""
-    if "seconds" in run.attributes:
-        return run.attributes["seconds"]
-    gradients = run.gradients
-    return float(gradients["t_end_s"].max() - gradients["t_start_s"].min()) if gradients.size else 0.0
+    with plots.writing_to(directory):
+        return [_write(directory / name, plot, run) for name, plot in drawn.items()]
 
 
 def _rate(count: int, seconds: float) -> str:
@@ -88,7 +79,13 @@ def _rate(count: int, seconds: float) -> str:
 
 
 def _number(value, unit: str = "") -> str | None:
-    return None if value is None else f"{value:.4g}{unit}"
+    return None if value is None or math.isnan(value) else f"{value:.4g}{unit}"
+
+
+def _transferred(run: Run) -> str | None:
+    """What a rank read from and sent to others, on average; not where MPI's collectives hide it."""
+    by_rank = run.attributes.get("transferred_bytes", [0])
+    return f"{np.mean(by_rank) / 1e6:.4g} MB by a rank" if any(by_rank) else None
 
 
 def _hosts(hosts: list[str]) -> str:
@@ -114,7 +111,7 @@ def _staleness_rows(run: Run):
 
 def _rank_table(run: Run) -> list[str]:
     hosts = run.attributes.get("hosts") or [""] * run.n_ranks
-    seconds = _seconds(run)
+    seconds = run.seconds
     lines = [f"{'rank':>6} {'gradients':>11} {'rate':>11}  host"]
     for rank, (count, host) in enumerate(zip(run.counts[:_TABLE_RANKS], hosts, strict=False)):
         lines.append(f"{rank:>6} {count:>11} {_rate(count, seconds):>11}  {host}".rstrip())
@@ -125,12 +122,7 @@ def _rank_table(run: Run) -> list[str]:
 
 
 def _write(path: Path, plot, run: Run) -> Path:
-    # A figure of its own, without pyplot, leaves the backend and the settings of a notebook alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.blank_figure(7, 4.5)
     axes = figure.add_subplot()
     axes.set_title(run.directory.resolve().name)
     axes.grid(alpha=0.3)

@@ -39,6 +39,13 @@ EVALUATION_COLUMNS = (
     Column("gradients", "i8", "gradients of all ranks in the evaluated replica"),
     Column("loss", "f8", "loss on the evaluation set"),
     Column("accuracy", "f8", "fraction of the evaluation set classified rightly; nan without classes"),
+    Column("consensus_distance", "f8", "root mean squared distance of replicas from their mean; nan but for gossip"),
+)
+PACE_COLUMNS = (
+    Column("t_s", "f8", "when the distance between exchanges was changed, since the run began", "s"),
+    Column("version", "u4", "updates that the rank had made by then"),
+    Column("every", "u4", "own updates from one exchange to the next, from then on"),
+    Column("overhead", "f8", "share of the time that exchanges take at this distance, as measured so far"),
 )
 VERSIONS = Column("versions", "u4", "version vector of the replica: updates of each rank that it held")
 VERSIONS_ROW = Column("versions_row", "i8", "row of the other data sets that each of `versions` belongs to")
@@ -68,8 +75,9 @@ def describe(data_set: h5py.Dataset, column: Column) -> h5py.Dataset:
 
 
 def attach_scales(file: h5py.File) -> None:
-    """Give the data sets of ``gradient`` and ``evaluation`` one dimension scale per axis, as netCDF wants."""
-    for group, rows in ((file["gradient"], "version"), (file["evaluation"], "t_s")):
+    """Give the data sets of each group one dimension scale per axis, as netCDF wants."""
+    groups = {"gradient": "version", "evaluation": "t_s", "pace": "t_s"}
+    for group, rows in ((file[name], rows) for name, rows in groups.items() if name in file):
         vector_rows = VERSIONS_ROW.name if VERSIONS_ROW.name in group else rows
         axes = {VERSIONS.name: (vector_rows, SOURCE_RANK.name)}
         scales = [name for name in (rows, VERSIONS_ROW.name, SOURCE_RANK.name) if name in group]

@@ -11,10 +11,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import h5py
@@ -27,7 +27,10 @@ from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
 from hpc_dasgd.errors import ConfigError, TrainingError
 from hpc_dasgd.evaluation import Evaluation
+from hpc_dasgd.pace import Pace
 from hpc_dasgd.progress import Progress
+
+IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,20 @@ def train(
     directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
     hosts = comm.gather(host, root=0)
     launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, comm.size, hosts, objective, x0))
-    log = launch.agreed(comm, lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every))
+    pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
+    log = launch.agreed(
+        comm,
+        lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every, paced=pace is not None),
+    )
 
-    replicas = exchange.make(config.exchange, comm, x0)
+    replicas = exchange.make(config.exchange, comm, x0, config.seed)
     # Without exchange nobody would tell the other ranks that rank 0 has reached the target.
     alone = config.exchange.kind == "none" and config.budget.target_loss is not None
     evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
-    delay_s = config.straggler.delay_ms / 1e3 if rank in config.straggler.ranks else 0.0
+    delays_s = _delays_s(config, rank)
+    done_s = pushed_s = begun_s = 0.0
     comm.Barrier()
     clock = Clock(comm, host)
     start_s = clock.now()
@@ -137,21 +145,30 @@ def train(
     with log, quiet, bar:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
+            resumed_s = clock.now()
             replicas.pull()
             now_s = clock.now()
+            if pace is not None and replicas.made:
+                exchange_s = pushed_s - done_s + now_s - resumed_s
+                if pace.record(replicas.exchanging, exchange_s, done_s - begun_s):
+                    log.append_pace(now_s, replicas.made, pace.chosen, pace.overhead)
+                replicas.every = pace.every
             reached = evaluation.due(now_s) and evaluation.run(replicas, now_s)
             if reached or _spent(config.budget, replicas.gradients, now_s):
                 replicas.stop()
             if replicas.stopping:
                 break
+            if not replicas.computes:
+                time.sleep(IDLE_S)
+                continue
 
             # Compute a gradient at the replica as it is.
-            version = int(replicas.versions[rank])
+            version = replicas.made
             np.copyto(held, replicas.versions)
             begun_s = clock.now()
             loss = objective.loss_and_gradient(replicas.parameters, sampler.batch(version), gradient)
-            if delay_s:
-                time.sleep(delay_s)
+            if delays_s is not None:
+                time.sleep(next(delays_s))
             done_s = clock.now()
             if not math.isfinite(loss):
                 raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
@@ -160,6 +177,7 @@ def train(
             update = optimizer.update(gradient, stepsize_at(replicas.gradients))
             update = _Checked(update, gradient, version, config, rank)
             replicas.push(update)
+            pushed_s = clock.now()
             log.append(begun_s, done_s, loss, update.norm, version, held)
             if bar.shown:
                 missed += replicas.missed(held)
@@ -169,15 +187,17 @@ def train(
         seconds = clock.now() - start_s
         # Every update of every rank into every replica; then the last word on how good it is.
         settled = replicas.settle()
-        evaluation.run(replicas, clock.now())
+        evaluation.run(replicas, clock.now(), settled.consensus_distance)
     replicas.free()
 
-    gradients = comm.allreduce(int(replicas.versions[rank]))
+    gradients = comm.allreduce(replicas.made)
     summary = {
         "gradients": gradients,
         "seconds": seconds,
         "drift": settled.drift,
         "dropped_reads": comm.allreduce(settled.dropped_reads),
+        "consensus_distance": settled.consensus_distance,
+        "transferred_bytes": comm.allgather(replicas.transferred_bytes),
         "clock_error_s": max(comm.allgather(clock.error_s)),
     }
     final = replicas.parameters
@@ -210,6 +230,18 @@ class _Checked:
         return math.sqrt(self._squares)
 
 
+def _delays_s(config: Config, rank: int) -> Iterator[float] | None:
+    """What to add to each step of this rank, in seconds; None for nothing."""
+    straggler = config.straggler
+    if rank not in straggler.ranks or not straggler.delay_ms:
+        return None
+    mean_s = straggler.delay_ms / 1e3
+    if straggler.distribution == "constant":
+        return repeat(mean_s)
+    rng = np.random.default_rng([config.seed, rank])
+    return (rng.exponential(mean_s) for _ in repeat(None))
+
+
 def _spent(budget: BudgetConfig, gradients: int, seconds: float) -> bool:
     return (budget.gradients is not None and gradients >= budget.gradients) or (
         budget.seconds is not None and seconds >= budget.seconds
@@ -237,6 +269,12 @@ def _initial(objective, config: Config) -> np.ndarray:
 
 def _check(config: Config, n_ranks: int, objective, data: Dataset | None) -> None:
     """Hold the settings against what is known only now: the ranks, the objective, the data."""
+    if config.exchange.kind == "server":
+        server = config.exchange.server_rank
+        if server >= n_ranks:
+            raise ConfigError(f"`exchange.server_rank` must be below the number of ranks, {n_ranks}, got {server}")
+        if n_ranks == 1 and not config.exchange.server_computes:
+            raise ConfigError("`exchange.server_computes` must be true on a single rank, got false")
     beyond = [rank for rank in config.straggler.ranks if rank >= n_ranks]
     if beyond and config.straggler.delay_ms > 0:
         raise ConfigError(f"`straggler.ranks` must be below the number of ranks, {n_ranks}, got {beyond[0]}")

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 
 import hpc_dasgd  # noqa: E402
 from hpc_dasgd import ranklog  # noqa: E402
-from hpc_dasgd.window import PublicationWindow  # noqa: E402
+from hpc_dasgd.window.publication import PublicationWindow  # noqa: E402
 
 N_FEATURES, N_CLASSES, BATCH_SIZE, N_ROWS = 784, 10, 64, 4096
 STEPSIZE = 0.01
@@ -81,16 +81,16 @@ def arguments():
 def read_bandwidth(comm):
     """GB/s of one-sided reads of a neighbour's payload, and of memcpy of as much, in turns on rank 0."""
     n_params = READ_BYTES // 4
-    window = PublicationWindow(comm, n_params, np.float32, n_slots=1)
-    window.slots[0].payload[:] = comm.rank
-    window.publish(1)
+    window = PublicationWindow(comm, n_params, np.float32, n_slots=2)
+    window.channels[0].begin().payload[:] = comm.rank
+    window.channels[0].publish()
     comm.Barrier()
     seconds = {"read": [], "memcpy": []}
     if comm.rank == 0:
         buffer, source, copy = window.buffer(), np.ones(n_params, np.float32), np.zeros(n_params, np.float32)
         for _ in range(READS):
             begun_s = time.perf_counter()
-            transfer = window.read_payload(comm.size - 1, 0, buffer)
+            transfer = window.read_payload(comm.size - 1, 0, 1, buffer)
             while not transfer.done():
                 pass
             read_s = time.perf_counter()

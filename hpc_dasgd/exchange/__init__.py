@@ -1,21 +1,43 @@
 """How updates travel between ranks; one file per exchange, all with the interface of `interface.Exchange`."""
 
+from hpc_dasgd import launch, topology
 from hpc_dasgd.config import ExchangeConfig
 from hpc_dasgd.exchange.interface import Exchange
 
 
-def make(config: ExchangeConfig, comm, x0) -> Exchange:
-    """Make the exchange that `config` names, every replica at `x0`. Collective over `comm`."""
+def make(config: ExchangeConfig, comm, x0, seed: int = 0) -> Exchange:
+    """Make the exchange that `config` names, every replica at `x0`. Collective over `comm`.
+
+    `seed` is that of random overlays.
+    """
+    every = 1 if config.every == "auto" else config.every
     if config.kind == "read":
         from hpc_dasgd.exchange.read import ReadExchange
 
         return ReadExchange(
             comm,
             x0,
+            tree=_tree(config, comm),
             consistency=config.consistency,
-            every=config.every,
+            every=every,
             reads_in_flight=config.reads_in_flight,
         )
+    if config.kind == "accumulate":
+        from hpc_dasgd.exchange.accumulate import AccumulateExchange
+
+        return AccumulateExchange(comm, x0, every=every)
+    if config.kind == "server":
+        from hpc_dasgd.exchange.server import ServerExchange
+
+        return ServerExchange(
+            comm, x0, server_rank=config.server_rank, server_computes=config.server_computes, every=every
+        )
+    if config.kind == "gossip":
+        from hpc_dasgd.exchange.gossip import AverageExchange, PushSumExchange
+
+        neighbours = topology.graph_neighbours(config.topology, comm.rank, comm.size, degree=config.degree, seed=seed)
+        gossip = {"average": AverageExchange, "push-sum": PushSumExchange}[config.mixing]
+        return gossip(comm, x0, neighbours=neighbours, every=every)
     if config.kind == "allreduce":
         from hpc_dasgd.exchange.allreduce import AllreduceExchange
 
@@ -23,3 +45,11 @@ def make(config: ExchangeConfig, comm, x0) -> Exchange:
     from hpc_dasgd.exchange.none import NoExchange
 
     return NoExchange(comm, x0)
+
+
+def _tree(config: ExchangeConfig, comm):
+    """The neighbours of a rank as a function of it; None for the complete overlay."""
+    if config.topology == "complete":
+        return None
+    nodes = launch.nodes(comm)
+    return lambda rank: topology.tree_neighbours(config.topology, rank, nodes, fan_out=config.fan_out)

@@ -44,6 +44,4 @@ class AllreduceExchange(Exchange):
 
     def settle(self) -> Settled:
         """MPI does not promise the same bits on every rank; take rank 0's."""
-        kept = self.parameters.copy()
-        self.comm.Bcast(self.parameters, root=0)
-        return Settled(drift=self.comm.allreduce(self._difference(kept), MPI.MAX), dropped_reads=0)
+        return Settled(drift=self._take_from(0), dropped_reads=0)

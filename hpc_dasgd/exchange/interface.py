@@ -1,5 +1,6 @@
 """What the training loop knows of an exchange."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,13 @@ class Settled(NamedTuple):
     """What `Exchange.settle` found."""
 
     drift: float
-    """Largest difference over ranks and elements between the replicas as they were and the final one: rounding."""
+    """Largest difference over ranks and elements between the replicas as they were and the final one: rounding,
+    where the exchange brings every update to every replica."""
     dropped_reads: int
     """Reads of this rank that were dropped because the owner had published too much meanwhile."""
+    consensus_distance: float = math.nan
+    """Root of the mean over ranks of the squared distance between a replica and the mean of all, just before
+    they were made one; nan for exchanges that bring every update to every replica."""
 
 
 class Exchange(ABC):
@@ -38,43 +43,94 @@ class Exchange(ABC):
     the parameters into `out`, shape (hi - lo,). The exchange calls it once for each block, so that a scaled
     gradient lives in a block-sized scratch and never travels to main memory.
 
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    x0 : ndarray, shape (n_params,), float32 or float64
+        The same on every rank.
+    every : int
+        Own updates from one exchange to the next.
+
     Attributes
     ----------
     parameters : ndarray, shape (n_params,), float32 or float64
-        The replica. The same memory for the whole run; changed by `pull`, `push` and `settle` alone. Holds
-        all own updates after `pull` and `settle`.
+        The replica. The same memory for the whole run; changed by `pull`, `push` and `settle` alone.
     versions : ndarray, shape (n_ranks,), int64
         The replica's version vector: how many updates of each rank it holds.
     stopping : bool
         Whether a rank asked for the end of the run, as far as this rank knows.
+    computes : bool
+        Whether this rank takes gradients; one that does not still calls `pull`.
+    every : int
+        As above; may be changed between steps.
+    exchanging : bool
+        Whether the last `push` exchanged, as the next `pull` then does; with ``every > 1`` most do not.
     """
 
-    def __init__(self, comm, x0: np.ndarray):
+    computes = True
+
+    def __init__(self, comm, x0: np.ndarray, every: int = 1):
         self.comm = comm
         self.parameters = np.array(x0)
         self.versions = np.zeros(comm.size, np.int64)
         self.stopping = False
+        self.every = every
+        self.exchanging = True
+        self._steps_since = 0  # own updates since the last exchange
         n_block = BLOCK_BYTES // self.parameters.itemsize
         n_params = self.parameters.size
         self.blocks = [(lo, min(lo + n_block, n_params)) for lo in range(0, n_params, n_block)]
         self.scratch = np.empty(min(n_block, n_params), self.parameters.dtype)
 
     @property
+    def made(self) -> int:
+        """Updates that this rank has made."""
+        return int(self.versions[self.comm.rank])
+
+    @property
     def gradients(self) -> int:
         """Gradients of all ranks that this replica knows of."""
         return int(self.versions.sum())
+
+    @property
+    def transferred_bytes(self) -> int:
+        """What this rank has read from and sent to others so far; 0 where MPI's collectives hide it."""
+        return 0
 
     def missed(self, held: np.ndarray) -> int:
         """Staleness, as known here and now, of a gradient taken at version vector `held`, behind its `push`."""
         return 0
 
-    def _difference(self, kept: np.ndarray) -> float:
-        """Largest difference between `kept` and the replica, by blocks: memory may be short."""
+    def consensus_distance(self) -> float:
+        """See `Settled`; here and now, from what the others have published. Not collective.
+
+        nan where replicas differ by what they have not read yet and by nothing else.
+        """
+        return math.nan
+
+    def _count_step(self) -> bool:
+        """Count an own update; whether to exchange with it. To be called once by each `push`."""
+        self._steps_since += 1
+        self.exchanging = self._steps_since >= self.every
+        if self.exchanging:
+            self._steps_since = 0
+        return self.exchanging
+
+    def _take_from(self, root: int) -> float:
+        """Give every rank `root`'s replica, by blocks: memory may be short. Collective.
+
+        Returns the largest difference over ranks and elements from what the replicas were.
+        """
         largest = 0.0
         for lo, hi in self.blocks:
-            difference = np.subtract(kept[lo:hi], self.parameters[lo:hi], out=self.scratch[: hi - lo])
-            largest = max(largest, float(np.abs(difference, out=difference).max()))
-        return largest
+            block, replica = self.scratch[: hi - lo], self.parameters[lo:hi]
+            if self.comm.rank == root:
+                np.copyto(block, replica)
+            self.comm.Bcast(block, root=root)
+            np.subtract(replica, block, out=replica)
+            largest = max(largest, float(np.abs(replica, out=replica).max()))
+            np.copyto(replica, block)
+        return max(self.comm.allgather(largest))
 
     @abstractmethod
     def pull(self) -> None:
@@ -82,7 +138,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def push(self, update: Update) -> None:
-        """Make an own update, which the replica holds after the next `pull` at the latest, and publish it."""
+        """Make an own update and publish it. Not collective; never waits for a rank."""
 
     @abstractmethod
     def stop(self) -> None:

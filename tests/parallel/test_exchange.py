@@ -5,17 +5,22 @@ its version vector says it holds.
 """
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpc_dasgd import topology
 from hpc_dasgd.exchange.allreduce import AllreduceExchange
 from hpc_dasgd.exchange.none import NoExchange
-from hpc_dasgd.exchange.read import DROPS_TO_STARVE, N_SLOTS, PUBLICATIONS_TO_RELAX, ReadExchange
-from hpc_dasgd.window import N_WORDS, Transfer, Word
+from hpc_dasgd.exchange.read import ReadExchange
+from hpc_dasgd.exchange.reader import DROPS_TO_STARVE, PUBLICATIONS_TO_RELAX
+from hpc_dasgd.window.memory import Transfer
+from hpc_dasgd.window.publication import N_WORDS, Word
 
 SIZES = [1, 2, 4, 8]
+TREE_SIZES = [1, 2, 4, 8, 16]
 N_PARAMS = 150
 PERIOD = 1000
 
@@ -52,8 +57,30 @@ def held_by(versions):
     return np.arange(N_PARAMS) + sum(Updates(rank).sum_to(int(version)) for rank, version in enumerate(versions))
 
 
-def make_read(comm, **options):
-    return ReadExchange(comm, np.arange(N_PARAMS, dtype=np.float32), **options)
+def random_tree(n_ranks, seed=5):
+    """Neighbours of each rank on a tree whose ranks come in random order; some have many neighbours."""
+    rng = np.random.default_rng(seed)
+    names, neighbours = rng.permutation(n_ranks).tolist(), [set() for _ in range(n_ranks)]
+    for child in range(1, n_ranks):
+        parent = int(rng.integers(max(0, child - 3), child))
+        neighbours[names[child]].add(names[parent])
+        neighbours[names[parent]].add(names[child])
+    return [tuple(sorted(found)) for found in neighbours]
+
+
+OVERLAYS = {
+    "complete": lambda n_ranks: None,
+    "tree": lambda n_ranks: lambda rank: topology.tree(rank, [0] * n_ranks),
+    "tree-of-nodes": lambda n_ranks: lambda rank: topology.tree(rank, [r % 3 for r in range(n_ranks)], 3),
+    "chain": lambda n_ranks: lambda rank: topology.chain(rank, [0] * n_ranks),
+    "star": lambda n_ranks: lambda rank: topology.star(rank, n_ranks),
+    "random": lambda n_ranks: random_tree(n_ranks).__getitem__,
+}
+TREES = [name for name in OVERLAYS if name != "complete"]
+
+
+def make_read(comm, overlay="complete", **options):
+    return ReadExchange(comm, np.arange(N_PARAMS, dtype=np.float32), tree=OVERLAYS[overlay](comm.size), **options)
 
 
 def finish(transfer):
@@ -83,9 +110,70 @@ def test_after_settle_all_replicas_hold_every_update_once(comm, consistency, req
     exchange.free()
 
 
+@pytest.mark.parallel(TREE_SIZES)
+@pytest.mark.parametrize("overlay", TREES)
+@pytest.mark.parametrize(("consistency", "every"), [("snapshot", 1), ("snapshot", 3), ("elementwise", 1)])
+def test_on_a_tree_every_update_is_held_once_at_any_time(comm, overlay, consistency, every):
+    exchange = make_read(comm, overlay, consistency=consistency, every=every)
+    updates = Updates(comm.rank)
+    for turn in range(60 + 5 * comm.rank):
+        step(exchange, updates)
+        exchange.pull()
+        if consistency == "snapshot" and turn % 10 == 0:
+            np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    settled = exchange.settle()
+    assert exchange.versions.tolist() == [60 + 5 * rank for rank in range(comm.size)]
+    np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
+    assert settled.drift == 0.0
+    exchange.free()
+
+
+@pytest.mark.parallel([4, 8])
+@pytest.mark.parametrize("overlay", ["complete", *TREES])
+def test_news_cross_the_overlay_while_ranks_make_steps(comm, overlay):
+    """The ends of the overlay hear of each other in at most as many steps as there are edges between, and two."""
+    exchange = make_read(comm, overlay)
+    updates = Updates(comm.rank)
+    for _ in range(comm.size + 2):
+        step(exchange, updates)
+        comm.Barrier()
+    exchange.pull()
+    assert exchange.versions.min() > 0
+    comm.Barrier()
+    exchange.settle()
+    exchange.free()
+
+
+@pytest.mark.parallel([4, 8, 16, 32])
+@pytest.mark.parametrize("overlay", ["tree", "chain", "complete"])
+def test_what_is_read_and_held_depends_on_the_neighbours_alone(comm, overlay, monkeypatch):
+    """Counted in arrays of n_params: bytes that every rank reads in a step, and memory."""
+    monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 1 << 14)
+    d, n_steps = 100_000, 5
+    x0, tree = np.zeros(d, np.float32), OVERLAYS[overlay](comm.size)
+    tracemalloc.start()
+    exchange = ReadExchange(comm, x0, tree=tree)
+    held_bytes = tracemalloc.get_traced_memory()[0] + exchange._window._memory.memory.nbytes
+    tracemalloc.stop()
+    degree = comm.size - 1 if tree is None else len(tree(comm.rank))
+    limit = comm.size + 4 if tree is None else 3 * degree + 4
+    assert held_bytes / (4 * d) <= limit + 0.2  # what does not grow with d
+    before = exchange.transferred_bytes
+    for _ in range(n_steps):
+        exchange.push(lambda lo, hi, out: out.fill(1.0))
+        comm.Barrier()
+        exchange.pull()
+        comm.Barrier()
+    read = (exchange.transferred_bytes - before) / (n_steps * 4 * d)
+    assert read == pytest.approx(degree, rel=0.02)
+    exchange.settle()
+    exchange.free()
+
+
 @pytest.mark.parallel(SIZES)
-def test_replicas_have_the_same_bits_where_sums_round(comm):
-    exchange = ReadExchange(comm, np.linspace(0, 1, 1001))
+@pytest.mark.parametrize("overlay", ["complete", "tree"])
+def test_replicas_have_the_same_bits_where_sums_round(comm, overlay):
+    exchange = ReadExchange(comm, np.linspace(0, 1, 1001), tree=OVERLAYS[overlay](comm.size))
     rng = np.random.default_rng(comm.rank)
     for _ in range(50):
         noise = rng.normal(size=1001)
@@ -104,9 +192,11 @@ def test_replicas_have_the_same_bits_where_sums_round(comm):
 
 @pytest.mark.parallel([4])
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
-def test_a_hundred_thousand_steps_with_random_delays(comm, consistency):
-    exchange = make_read(comm, consistency=consistency)
+@pytest.mark.parametrize(
+    ("overlay", "consistency"), [("complete", "snapshot"), ("complete", "elementwise"), ("chain", "snapshot")]
+)
+def test_a_hundred_thousand_steps_with_random_delays(comm, overlay, consistency):
+    exchange = make_read(comm, overlay, consistency=consistency)
     updates, rng = Updates(comm.rank), np.random.default_rng(100 + comm.rank)
     n_steps, n_checked = 100_000, 0
     delays_s = np.where(rng.random(n_steps) < 0.001, rng.exponential(2e-3, n_steps), 0.0)
@@ -139,18 +229,18 @@ def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, m
 
     def publication():
         header = np.zeros(N_WORDS, np.int64)
-        finish(window.read_header(0, header))
+        finish(window.read_header(0, 0, header))
         return header[Word.PUBLICATION]
 
-    def read_in_halves(target, slot, out):
+    def read_in_halves(target, channel, slot, out):
         nonlocal n_reads, n_torn
         n_reads += 1
-        finish(read_slot(target, slot, out))
+        finish(read_slot(target, channel, slot, out))
         if target == 0 and n_reads % 5 == 0:
             first, begun = out.payload[:150_000].copy(), publication()
-            while publication() < begun + N_SLOTS:
+            while publication() < begun + 3:
                 pass
-            finish(read_slot(target, slot, out))
+            finish(read_slot(target, channel, slot, out))
             out.payload[:150_000] = first
         n_torn += np.ptp(out.payload) > 0
         return Transfer([])
@@ -171,7 +261,7 @@ def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, m
                 version = exchange.versions[0]
                 assert np.all(exchange.parameters == version)
                 n_accepted += 1
-        assert exchange.dropped_reads >= n_torn > 0
+        assert exchange._reader.dropped_reads >= n_torn > 0
         comm.Ibarrier().Wait()
     monkeypatch.undo()
     exchange.settle()
@@ -238,23 +328,24 @@ def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads,
                 np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
         assert versions[:DROPS_TO_STARVE] == [0] * DROPS_TO_STARVE
         assert versions[-1] > 0
-        assert exchange.dropped_reads >= DROPS_TO_STARVE
+        assert exchange._reader.dropped_reads >= DROPS_TO_STARVE
         monkeypatch.undo()
     comm.Barrier()
     if comm.rank == 0:
-        assert exchange._interval > 1
-        for _ in range(2 * exchange._interval * PUBLICATIONS_TO_RELAX):
+        assert exchange._pacers[0].interval > 1
+        for _ in range(2 * exchange._pacers[0].interval * PUBLICATIONS_TO_RELAX):
             step(exchange, updates)
-        assert exchange._interval == 1
+        assert exchange._pacers[0].interval == 1
     exchange.settle()
     np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
     exchange.free()
 
 
 @pytest.mark.parallel(SIZES)
+@pytest.mark.parametrize("overlay", ["complete", "tree", "chain"])
 @pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
-def test_one_rank_stops_all(comm, consistency):
-    exchange = make_read(comm, consistency=consistency)
+def test_one_rank_stops_all(comm, overlay, consistency):
+    exchange = make_read(comm, overlay, consistency=consistency)
     updates = Updates(comm.rank)
     while not exchange.stopping:
         step(exchange, updates)

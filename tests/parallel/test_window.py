@@ -1,10 +1,11 @@
-"""Windows: what one rank publishes, others read whole, at any time."""
+"""Windows: what one rank publishes, others read whole, at any time; what it holds, others add to."""
 
 import numpy as np
 import pytest
 
 from hpc_dasgd.errors import WindowError
-from hpc_dasgd.window import ALIGNMENT_BYTES, N_WORDS, PublicationWindow, Word
+from hpc_dasgd.window.memory import ALIGNMENT_BYTES, WindowMemory
+from hpc_dasgd.window.publication import N_WORDS, PublicationWindow, Word
 
 SIZES = [1, 2, 4, 8]
 
@@ -14,9 +15,9 @@ def finish(transfer):
         pass
 
 
-def header_of(window, target):
+def header_of(window, target, channel=0):
     header = np.zeros(N_WORDS, np.int64)
-    finish(window.read_header(target, header))
+    finish(window.read_header(target, channel, header))
     return header
 
 
@@ -28,19 +29,46 @@ def request_reads(request):
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_rank_reads_what_every_rank_published(comm, request_reads, dtype):
-    window = PublicationWindow(comm, 1000, dtype, n_slots=3, n_versions=2, request_reads=request_reads)
-    for number, slot in enumerate(window.slots):
-        slot.payload[:] = np.arange(1000) + 10_000 * comm.rank + 1000 * number
-        slot.versions[:] = comm.rank, number
-    window.publish(5)
+    """Rank `r` has ``r + 1`` channels of three slots, of which the last published is number 5."""
+    window = PublicationWindow(
+        comm, 1000, dtype, n_slots=3, n_channels=comm.rank + 1, n_versions=2, request_reads=request_reads
+    )
+    for number, channel in enumerate(window.channels):
+        for publication in range(1, 6):
+            slot = channel.begin()
+            slot.payload[:] = np.arange(1000) + 10_000 * comm.rank + 1000 * number + publication
+            slot.versions[:] = comm.rank, publication
+            channel.publish()
+        assert channel.published is slot
     comm.Barrier()
     read = window.buffer()
     for target in range(comm.size):
-        assert header_of(window, target)[Word.PUBLICATION] == 5
-        for number in range(3):
-            finish(window.read_slot(target, number, read))
-            assert read.versions.tolist() == [target, number]
-            np.testing.assert_array_equal(read.payload, np.arange(1000) + 10_000 * target + 1000 * number)
+        for number in range(target + 1):
+            header = header_of(window, target, number)
+            assert header[[Word.PUBLICATION, Word.BEGUN]].tolist() == [5, 5]
+            for publication in (3, 4, 5):
+                finish(window.read_slot(target, number, publication % 3, read))
+                assert read.versions.tolist() == [target, publication]
+                expected = np.arange(1000) + 10_000 * target + 1000 * number + publication
+                np.testing.assert_array_equal(read.payload, expected)
+    comm.Barrier()
+    window.free()
+
+
+@pytest.mark.parallel([2])
+def test_a_reader_sees_that_a_publication_was_begun(comm):
+    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
+    channel, other = window.channels[0], 1 - comm.rank
+    for publication in range(3):
+        if comm.rank == 0:
+            channel.begin().payload[:] = publication
+            assert channel.begin() is channel.begin()
+        comm.Barrier()
+        if comm.rank == 1:
+            assert header_of(window, other)[[Word.PUBLICATION, Word.BEGUN]].tolist() == [publication, publication + 1]
+        comm.Barrier()
+        if comm.rank == 0:
+            channel.publish()
     comm.Barrier()
     window.free()
 
@@ -48,17 +76,18 @@ def test_every_rank_reads_what_every_rank_published(comm, request_reads, dtype):
 @pytest.mark.parallel([2])
 def test_parts_of_a_slot_arrive_where_they_belong_and_nowhere_else(comm, request_reads):
     window = PublicationWindow(comm, 100, np.float32, n_slots=2, request_reads=request_reads)
-    window.slots[0].payload[:] = -2
-    window.slots[1].payload[:] = np.arange(100) + comm.rank
-    window.slots[1].versions[0] = 7 + comm.rank
-    window.publish(1)
+    slots = window.channels[0].slots
+    slots[0].payload[:] = -2
+    slots[1].payload[:] = np.arange(100) + comm.rank
+    slots[1].versions[0] = 7 + comm.rank
+    window.channels[0].publish()
     comm.Barrier()
     other, read = 1 - comm.rank, window.buffer()
-    finish(window.read_payload(other, 1, read))
+    finish(window.read_payload(other, 0, 1, read))
     np.testing.assert_array_equal(read.payload, np.arange(100) + other)
     assert read.versions[0] == 0
     read.payload[:] = -1
-    finish(window.read_versions(other, 1, read))
+    finish(window.read_versions(other, 0, 1, read))
     assert read.versions[0] == 7 + other
     assert np.all(read.payload == -1)
     comm.Barrier()
@@ -67,50 +96,70 @@ def test_parts_of_a_slot_arrive_where_they_belong_and_nowhere_else(comm, request
 
 @pytest.mark.parallel([2])
 def test_transfers_larger_than_the_limit_are_split(comm, request_reads, monkeypatch):
-    monkeypatch.setattr("hpc_dasgd.window.TRANSFER_LIMIT_BYTES", 1000)
-    window = PublicationWindow(comm, 10_001, np.float64, n_slots=1, request_reads=request_reads)
-    window.slots[0].payload[:] = np.arange(10_001) + comm.rank
-    window.publish(1)
+    monkeypatch.setattr("hpc_dasgd.window.memory.TRANSFER_LIMIT_BYTES", 1000)
+    window = PublicationWindow(comm, 10_001, np.float64, n_slots=2, request_reads=request_reads)
+    window.channels[0].begin().payload[:] = np.arange(10_001) + comm.rank
+    window.channels[0].publish()
     comm.Barrier()
     read = window.buffer()
-    transfer = window.read_slot(1 - comm.rank, 0, read)
-    finish(transfer)
+    before = window.transferred_bytes
+    finish(window.read_slot(1 - comm.rank, 0, 1, read))
     np.testing.assert_array_equal(read.payload, np.arange(10_001) + 1 - comm.rank)
+    assert 80_008 < window.transferred_bytes - before < 80_008 + 200
+    comm.Barrier()
+    window.free()
+
+
+@pytest.mark.parallel(SIZES)
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 1000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_what_all_ranks_add_arrives_once(comm, dtype, limit_bytes, monkeypatch):
+    """While everybody adds to everybody's memory, itself included, what comes back only ever grows."""
+    monkeypatch.setattr("hpc_dasgd.window.memory.TRANSFER_LIMIT_BYTES", limit_bytes)
+    size = 3001
+    window = WindowMemory(comm, 64 + size * np.dtype(dtype).itemsize)
+    values = (np.arange(size) % 7 + comm.rank).astype(dtype)
+    fetched, last = np.zeros(size, dtype), np.zeros((comm.size, size), dtype)
+    for _ in range(20):
+        for target in range(comm.size):
+            finish(window.add(target, 64, values, fetched))
+            assert np.all(fetched >= last[target])
+            last[target] = fetched + values
+    comm.Barrier()
+    window.fence()
+    everybody = comm.size * (np.arange(size) % 7) + sum(range(comm.size))
+    np.testing.assert_array_equal(window.memory[64:].view(dtype), 20 * everybody)
+    assert not window.memory[:64].any()
+    assert window.transferred_bytes == 2 * 20 * (comm.size - 1) * values.nbytes
     comm.Barrier()
     window.free()
 
 
 @pytest.mark.parallel(SIZES)
 def test_all_memory_is_aligned(comm):
-    window = PublicationWindow(comm, 17, np.float32, n_slots=3, n_versions=3)
+    window = PublicationWindow(comm, 17, np.float32, n_slots=3, n_channels=2, n_versions=3)
     read = window.buffer()
-    assert not any(slot.payload.ctypes.data % ALIGNMENT_BYTES for slot in (*window.slots, read))
-    assert all(slot.payload.size == 17 and slot.versions.size == 3 for slot in (*window.slots, read))
+    slots = [slot for channel in window.channels for slot in channel.slots]
+    assert len(slots) == 6
+    assert not any(slot.payload.ctypes.data % ALIGNMENT_BYTES for slot in (*slots, read))
+    assert all(slot.payload.size == 17 and slot.versions.size == 3 for slot in (*slots, read))
     window.free()
 
 
 @pytest.mark.parallel([1, 2])
 def test_a_freed_window_says_so(comm):
-    window = PublicationWindow(comm, 10, np.float32, n_slots=1)
+    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
     read = window.buffer()
     window.free()
     window.free()
     with pytest.raises(WindowError, match="freed"):
-        window.read_slot(0, 0, read)
+        window.read_slot(0, 0, 0, read)
     with pytest.raises(WindowError, match="freed"):
-        window.publish(1)
-
-
-@pytest.mark.parallel([2])
-def test_windows_are_freed_cleanly_many_times(comm):
-    for _ in range(50):
-        window = PublicationWindow(comm, 1 << 16, np.float32, n_slots=3)
-        window.slots[0].payload[:] = comm.rank
-        window.free()
+        window.fence()
 
 
 @pytest.mark.parallel([2])
 def test_the_probe_answers_the_same_on_all_ranks(comm):
-    window = PublicationWindow(comm, 10, np.float32, n_slots=1)
+    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
     assert len(set(comm.allgather(window.requests))) == 1
     window.free()

@@ -10,6 +10,7 @@ import synthetic
 from hpc_dasgd import analysis
 from hpc_dasgd.config import load_config
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import complete_run, create_run
 from hpc_dasgd.schema import rank_file
 from hpc_dasgd.staleness import measure
@@ -55,7 +56,29 @@ def test_a_complete_run_comes_back(tmp_path, run, name):
     for logged, expected in zip(opened.versions, run.versions, strict=True):
         assert logged.dtype == np.uint32
         np.testing.assert_array_equal(logged, expected)
-    assert opened.evaluation.tolist() == [(0.5, 7, 2.0, 0.1)]
+    np.testing.assert_array_equal(opened.evaluation.tolist(), [(0.5, 7, 2.0, 0.1, np.nan)])
+    assert opened.pace is None
+
+
+def test_a_run_without_a_later_column_opens(tmp_path, run):
+    directory = write_run(tmp_path, run)
+    with h5py.File(directory / "rank_00000.h5", "r+") as file:
+        del file["evaluation/consensus_distance"]
+    opened = analysis.open_run(directory)
+    np.testing.assert_array_equal(opened.evaluation.tolist(), [(0.5, 7, 2.0, 0.1, np.nan)])
+    assert opened.warnings == []
+
+
+def test_changes_of_the_distance_between_exchanges_come_back_by_rank(tmp_path, run):
+    directory = write_run(tmp_path, run, complete=False)
+    for rank in range(N_RANKS):
+        (directory / f"rank_{rank:05d}.h5").unlink()
+        with RankLog(directory, rank, N_RANKS, 1, paced=True) as log:
+            for change in range(rank):
+                log.append_pace(0.5 * change, 100 * change, 2 + change, 0.25)
+    found = analysis.open_run(directory).pace
+    assert found.dtype.names == ("rank", "t_s", "version", "every", "overhead")
+    assert found.tolist() == [(1, 0.0, 0, 2, 0.25), (2, 0.0, 0, 2, 0.25), (2, 0.5, 100, 3, 0.25)]
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -37,7 +37,13 @@ BAD = {
     "optimizer.epsilon": NO_POSITIVE,
     "exchange.kind": ["write", "", 1],
     "exchange.topology": ["line", 4],
-    "exchange.every": NO_POSITIVE_INTEGER,
+    "exchange.every": [*NO_POSITIVE_INTEGER, "automatic"],
+    "exchange.max_overhead": [0, 1, -0.1, math.nan, True, "0.1"],
+    "exchange.fan_out": NO_POSITIVE_INTEGER,
+    "exchange.degree": NO_POSITIVE_INTEGER,
+    "exchange.mixing": ["mean", 0.5],
+    "exchange.server_rank": [-1, 0.0, True, "0", None],
+    "exchange.server_computes": [0, 1, "true", None],
     "exchange.consistency": ["strict", True],
     "exchange.reads_in_flight": NO_POSITIVE_INTEGER,
     "budget.gradients": NO_POSITIVE_INTEGER,
@@ -49,6 +55,7 @@ BAD = {
     "log.evaluate_every_s": NO_POSITIVE,
     "straggler.ranks": [[-1], [0.0], [True], ["0"], 0, "0", None],
     "straggler.delay_ms": [-1, math.nan, math.inf, HUGE, "1", True],
+    "straggler.distribution": ["normal", 1],
 }
 
 # As interface.md prints them; None where it prints an example rather than a default.
@@ -63,6 +70,7 @@ DEFAULTS = {
     "exchange.kind": "read",
     "exchange.topology": "complete",
     "exchange.every": 1,
+    "exchange.max_overhead": 0.1,
     "exchange.consistency": "snapshot",
     "budget.seconds": None,
     "budget.target_loss": None,
@@ -124,7 +132,9 @@ def test_a_bad_value_is_refused_by_key_and_value(key, value):
     [
         ("optimizer.kind", ["sgd", "momentum", "adam"]),
         ("optimizer.schedule", ["constant", "cosine", "step"]),
-        ("exchange.kind", ["read", "none", "allreduce"]),
+        ("exchange.kind", ["read", "accumulate", "gossip", "server", "allreduce", "none"]),
+        ("exchange.mixing", ["average", "push-sum"]),
+        ("straggler.distribution", ["constant", "exponential"]),
         ("exchange.consistency", ["snapshot", "elementwise"]),
         ("device.kind", ["cpu", "gpu", "auto"]),
         ("device.dtype", ["float32", "float64"]),
@@ -138,6 +148,31 @@ def test_choices_are_accepted_and_listed_where_another_is_refused(key, allowed):
     assert all(f'"{choice.split()[0]}' in message for choice in allowed)
 
 
+USABLE = {
+    "read": ["complete", "tree", "ring", "star"],
+    "accumulate": ["complete"],
+    "gossip": ["complete", "ring", "torus", "exponential", "random-regular"],
+}
+
+
+@pytest.mark.parametrize("topology", ["complete", "tree", "ring", "torus", "exponential", "random-regular", "star"])
+@pytest.mark.parametrize("kind", ["read", "accumulate", "gossip", "server", "allreduce", "none"])
+def test_an_exchange_refuses_a_topology_it_cannot_use(kind, topology):
+    settings = BUDGET | {"exchange": {"kind": kind, "topology": topology}}
+    if topology in USABLE.get(kind, [topology]):
+        assert load_config(settings).exchange.topology == topology
+    else:
+        message = refusal(settings)
+        assert message.startswith(f"`exchange.topology` must be one of {', '.join(USABLE[kind])} with ")
+        assert message.endswith(f"`exchange.kind` {kind}, got {topology!r}")
+
+
+@pytest.mark.parametrize("every", [2, "auto"])
+def test_allreduce_refuses_steps_without_exchange(every):
+    message = refusal(BUDGET | {"exchange": {"kind": "allreduce", "every": every}})
+    assert message == f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {every!r}"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -149,6 +184,8 @@ def test_choices_are_accepted_and_listed_where_another_is_refused(key, allowed):
         ("budget.target_loss", -3),
         ("straggler.delay_ms", 0),
         ("exchange.every", 1),
+        ("exchange.every", "auto"),
+        ("exchange.server_rank", 0),
     ],
 )
 def test_values_at_the_edge_of_their_range_are_accepted(key, value):

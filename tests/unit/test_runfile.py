@@ -55,6 +55,7 @@ def gradient_layout(n):
         "evaluation/gradients": ((2,), "<i8"),
         "evaluation/loss": ((2,), "<f8"),
         "evaluation/accuracy": ((2,), "<f8"),
+        "evaluation/consensus_distance": ((2,), "<f8"),
     }
 
 

@@ -1,0 +1,4 @@
+"""Memory that ranks show each other, in windows of MPI.
+
+`memory` has the MPI calls, `publication` what is read, `model` what is accumulated into.
+"""
