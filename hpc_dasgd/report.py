@@ -34,6 +34,7 @@ def summary(run: Run) -> str:
         ("dropped reads", _number(attributes.get("dropped_reads"))),
         ("consensus", _number(attributes.get("consensus_distance"), " (root mean squared distance from the mean)")),
         ("transferred", _transferred(run)),
+        ("exchanges", _pace(run)),
         ("clock error", _number(attributes.get("clock_error_s"), " s")),
     ]
     lines = [f"{name + ':':<15}{value}" for name, value in rows if value is not None]
@@ -86,6 +87,16 @@ def _transferred(run: Run) -> str | None:
     """What a rank read from and sent to others, on average; not where MPI's collectives hide it."""
     by_rank = run.attributes.get("transferred_bytes", [0])
     return f"{np.mean(by_rank) / 1e6:.4g} MB by a rank" if any(by_rank) else None
+
+
+def _pace(run: Run) -> str | None:
+    """How far apart exchanges were at the end, where that was adapted."""
+    if run.pace is None:
+        return None
+    last = {int(change["rank"]): change for change in run.pace}
+    every = [int(last[rank]["every"]) if rank in last else 1 for rank in range(run.n_ranks)]
+    overhead = max((change["overhead"] for change in last.values()), default=math.nan)
+    return f"every {min(every)} to {max(every)} steps at the end, overhead at most {overhead:.1%} when last changed"
 
 
 def _hosts(hosts: list[str]) -> str:

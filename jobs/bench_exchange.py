@@ -39,6 +39,11 @@ VARIANTS = {
     "allreduce": {"kind": "allreduce"},
     "read snapshot": {"kind": "read", "consistency": "snapshot"},
     "read elementwise": {"kind": "read", "consistency": "elementwise"},
+    "read tree": {"kind": "read", "topology": "tree"},
+    "accumulate": {"kind": "accumulate"},
+    "gossip average": {"kind": "gossip", "topology": "ring"},
+    "gossip push-sum": {"kind": "gossip", "topology": "exponential", "mixing": "push-sum"},
+    "server": {"kind": "server"},
 }
 UNLOGGED = "read snapshot, no log"
 DDP = "PyTorch DDP"

@@ -157,6 +157,7 @@ class ServerExchange(Exchange):
 
         def arrived(lo: int, buffer: np.ndarray):
             self.parameters[lo : lo + buffer.size] = buffer
+            self.versions[self.comm.rank] = self._got[self.comm.rank]  # own updates since are gone there
 
         yield from self._passage.move(begin, arrived)
         self._got[:] = self.versions[:] = counters

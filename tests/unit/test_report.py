@@ -1,5 +1,6 @@
 """The summary and the plots of runs of every kind."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -57,6 +58,20 @@ def test_summary_tells_what_matters(tmp_path):
     ):
         assert line in text.splitlines()
     assert "warning" not in text
+
+
+def test_summary_tells_what_only_some_exchanges_know(tmp_path):
+    run = write_run(tmp_path)
+    assert not re.search("consensus|transferred|exchanges", report.summary(run))
+    known = {"consensus_distance": 0.125, "transferred_bytes": [1_000_000, 2_000_000, 6_000_000]}
+    pace = np.zeros(3, [("rank", "i4"), ("t_s", "f8"), ("version", "u4"), ("every", "u4"), ("overhead", "f8")])
+    pace["rank"], pace["every"], pace["overhead"] = [0, 0, 2], [9, 2, 5], [0.5, 0.05, 0.0875]
+    run = dataclasses.replace(run, attributes=run.attributes | known)
+    run.__dict__["pace"] = pace  # what a cached property keeps
+    text = re.sub(" +", " ", report.summary(run)).splitlines()
+    assert "consensus: 0.125 (root mean squared distance from the mean)" in text
+    assert "transferred: 3 MB by a rank" in text
+    assert "exchanges: every 1 to 5 steps at the end, overhead at most 8.8% when last changed" in text
 
 
 def test_summary_of_a_killed_run_without_versions_or_evaluations(tmp_path):
