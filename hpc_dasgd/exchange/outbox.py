@@ -120,6 +120,11 @@ class Outbox:
         self._window, self._blocks, self._buffers = window, blocks, buffers
         self._lines = [Line(target, Passage(blocks[-1][1], buffers)) for target in targets]
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a call to any target is."""
+        return any(line.sending is not None for line in self._lines)
+
     def add(self, update: Update, replica: np.ndarray | None = None) -> None:
         """Take in an own update for all targets, and add it to `replica` as well; nothing is sent."""
         fresh, sums = self._renew()

@@ -18,25 +18,23 @@ class ServerExchange(Exchange):
     """Every rank, the server included, gets the server's model and adds its updates to it.
 
     A replica is what its rank got of the server; own updates that were sent are in it when they come back from
-    there. The own entry of the version vector may thus lag behind `made`, as that of any rank. Counters
-    are read before the payload: the replica holds all that its version vector says. It may hold more, up to
-    what was added while it was read, and of such an update a part of the elements only. The logged staleness
-    is therefore never too low.
+    there. The own entry of the version vector may thus lag behind `made`, as that of any rank. Counters are
+    read before the payload: the replica holds all that its version vector says. It may hold more, up to what
+    was added while it was read, and of such an update a part of the elements only. The logged staleness is
+    therefore never too low.
 
-    Nothing waits. While a read is under way gradients go on to be taken at the old replica, and while an
-    addition is, further updates are added up and travel with the next one. In shared memory both are through
-    at once: `pull` leaves the newest model. Where the network needs the server's help, both go as far as the
-    server calls `pull` or `push`.
+    With ``every > 1`` updates are added up and every `every`-th sends their sum and gets the model. Nothing
+    waits: while an addition is under way updates are added up too, and while a read is, the old replica stays.
+    Updates that wait to be sent are also added to the replica until a newer model replaces it. (Gradients all
+    taken at the replica as it came would act as one with a multiple of the stepsize: such runs often diverged.)
 
-    With ``every > 1`` the updates between two exchanges are added to the replica and to what is to be sent, and
-    every `every`-th sends their sum and gets the model. (Gradients all taken at the replica as it came would
-    act like an `every`-fold stepsize, at which some runs diverge.) A model that arrives late, between two
-    exchanges, replaces them in the replica until they come back with a later one.
+    In shared memory additions and reads are through at once: `pull` leaves the newest model. Where the network
+    needs the server's help, both go as far as the server calls `pull` or `push`.
 
     Passes over main memory per exchange in arrays of `n_params`, at a worker or at the server for itself:
 
-    - 2 for the update: gradient read, sum to be sent written; 3 with ``every > 1``, since the sum is also read.
-      Between exchanges 5: the replica is read and written too.
+    - 2 for the update: gradient read, sum to be sent written; 5 where it waits to be sent, since sum and replica are
+      both read and written.
     - 3 for sending: sum read, server's payload read and written.
     - 2 in `pull`, if the server has news: its payload read, replica written; 2 more where reads take their
       time. The server's memory thus sees 4 passes for each rank's exchange.
@@ -90,18 +88,18 @@ class ServerExchange(Exchange):
         self._get()
 
     def push(self, update: Update) -> None:
-        """Make an own update and begin to add it to the server's model; the replica has it when it is back."""
-        if self._count_step():
-            self._outbox.add(update)
-            self._made += 1
-            self._outbox.send()
-            self._look()  # what a gradient has missed is best seen behind it
-            return
-        self._outbox.add(update, self.parameters)
-        if self.versions[self.comm.rank] == self._made:  # else an older one is missing
+        """Make an own update and begin to add it to the server's model; the replica has one that waits."""
+        exchanges = self._count_step()
+        waits = not exchanges or self._outbox.under_way
+        self._outbox.add(update, self.parameters if waits else None)
+        if waits and self.versions[self.comm.rank] == self._made:  # else an older one is missing
             self.versions[self.comm.rank] += 1
         self._made += 1
-        self._outbox.poll()
+        if exchanges:
+            self._outbox.send()
+            self._look()  # what a gradient has missed is best seen behind it
+        else:
+            self._outbox.poll()
 
     def missed(self, held: np.ndarray) -> int:
         """Count updates beyond `held` that the server had when last looked at, and the own ones."""

@@ -310,6 +310,7 @@ def test_the_replica_changes_in_pull_alone(comm, kind):
         comm.Barrier()
         np.testing.assert_array_equal(exchange.parameters, kept)
         np.testing.assert_array_equal(exchange.versions, versions)
+        exchange._outbox.finish()  # a worker's replica takes updates that have to wait
     check_settled(exchange, exchange.settle(), reference, [10] * comm.size)
     exchange.free()
 
@@ -351,6 +352,28 @@ def test_between_exchanges_the_own_updates_alone_are_added_to_the_servers_model(
     exchange.free()
 
 
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("kind", ["server-first", "idle-server-last"])
+def test_updates_that_wait_for_the_server_are_in_the_replica(comm, kind, monkeypatch):
+    """Nothing gets through to the server: the first update is under way, the others wait."""
+    exchange, updates, reference = make(comm, kind), Updates(comm.rank), Reference(comm.size)
+    opened = False
+    network = Network(exchange, monkeypatch, lambda: lambda: opened)
+    server = KINDS[kind][0] % comm.size
+    if comm.rank != server:
+        for version in range(1, 20):
+            take_step(exchange, updates)
+            waiting = updates.sum_to(version) - updates.sum_to(1)
+            np.testing.assert_array_equal(exchange.parameters, np.arange(N_PARAMS) + waiting)
+            assert exchange.versions.tolist() == [0] * comm.size
+        assert network.n_calls[server] == 1
+    comm.Barrier()
+    opened = True
+    check_settled(exchange, exchange.settle(), reference, [19 * (rank != server) for rank in range(comm.size)])
+    monkeypatch.undo()
+    exchange.free()
+
+
 @pytest.mark.parallel([4])
 @pytest.mark.parametrize("kind", ["accumulate", "server-first", "server-last"])
 def test_what_a_gradient_missed_is_known_behind_it(comm, kind):
@@ -360,7 +383,9 @@ def test_what_a_gradient_missed_is_known_behind_it(comm, kind):
     def pull_until(counts):
         while exchange.versions.tolist() != counts:
             exchange.pull()
-        comm.Ibarrier().Wait()
+        all_there = comm.Ibarrier()
+        while not all_there.Test():
+            exchange._outbox.send()  # what the others wait for; the replica stays
 
     for turn in range(5):
         pull_until([turn, turn, 2 * turn, 3 * turn])
