@@ -28,8 +28,8 @@ class Staleness:
     counts : ndarray, shape (n_ranks,), int64
         Gradients of each rank.
     between_mean : float
-        Staleness between two different models: mean over all pairs, at moments spread over the run,
-        from the vectors last logged; too high where not every vector was logged.
+        Staleness between two different models: mean over all pairs of ranks with gradients, at moments spread
+        over the run, from the vectors last logged; too high where not every vector was logged.
     between_max : int
         The largest of these.
     """
@@ -138,11 +138,12 @@ def _moments(staleness: np.ndarray) -> dict:
 
 def _between(starts: Sequence[np.ndarray], versions: Sequence, every: int) -> tuple[float, int]:
     """Mean and maximum staleness between two different models, at moments spread evenly over the run."""
-    n_ranks = len(starts)
-    if n_ranks == 1:
+    # A rank without gradients, such as a server that takes none, has no model that its log tells of.
+    ranks = [rank for rank, times in enumerate(starts) if len(times)]
+    if len(ranks) < 2:
         return 0.0, 0
-    n_moments = max(1, min(_MOMENTS, _PAIR_OPERATIONS // n_ranks**3))
-    first, last = min(s[0] for s in starts if s.size), max(s[-1] for s in starts if s.size)
+    n_moments = max(1, min(_MOMENTS, _PAIR_OPERATIONS // len(starts) ** 3))
+    first, last = min(starts[rank][0] for rank in ranks), max(starts[rank][-1] for rank in ranks)
     moments = np.linspace(first, last, n_moments + 2)[1:-1]
-    pairs = np.array([between_models(replicas) for replicas in replicas_at(moments, starts, versions, every)])
-    return float(pairs.sum() / (n_moments * n_ranks * (n_ranks - 1))), int(pairs.max())
+    pairs = np.array([between_models(replicas[ranks]) for replicas in replicas_at(moments, starts, versions, every)])
+    return float(pairs.sum() / (n_moments * len(ranks) * (len(ranks) - 1))), int(pairs.max())

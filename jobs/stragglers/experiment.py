@@ -39,14 +39,14 @@ METHODS = {
     "allreduce": {"kind": "allreduce"},
 }
 TASKS = {
-    "MLP": {"objective": {"kind": "mlp", "hidden": [128]}, "stepsize": 0.05, "target_loss": 0.04},
-    "logistic": {"objective": {"kind": "logistic"}, "stepsize": 0.02, "target_loss": 0.25},
+    "MLP": {"objective": {"kind": "mlp", "hidden": [128]}, "stepsize": 0.05, "target_loss": 0.1},
+    "logistic": {"objective": {"kind": "logistic"}, "stepsize": 0.02, "target_loss": 0.26},
 }
-STEPSIZES = {"MLP": [0.02, 0.05, 0.1, 0.2, 0.4], "logistic": [0.01, 0.02, 0.05, 0.1, 0.2]}
+STEPSIZES = {"MLP": [0.05, 0.1, 0.2, 0.4], "logistic": [0.02, 0.05, 0.1, 0.2]}
 BATCH_SIZE = 32
 SEEDS = [1, 2, 3]
 TUNING_SEED = 0
-LONGEST_S = 15.0
+LONGEST_S = 8.0
 
 
 def delays(n_ranks):

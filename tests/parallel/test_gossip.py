@@ -15,7 +15,7 @@ from hpc_dasgd.exchange.reader import DROPS_TO_STARVE
 from hpc_dasgd.window.memory import Transfer
 from hpc_dasgd.window.publication import N_WORDS, Word
 
-SIZES = [1, 2, 4, 8]
+SIZES = [1, 2, 4]
 N_PARAMS = 150
 KINDS = {"average": AverageExchange, "push-sum": PushSumExchange}
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +70,7 @@ def apart(replicas):
     return math.sqrt(((replicas - replicas.mean(axis=0)) ** 2).sum() / len(replicas))
 
 
-@pytest.mark.parallel(SIZES)
+@pytest.mark.parallel([*SIZES, 8])
 @both_kinds
 @all_graphs
 @pytest.mark.parametrize("every, request_reads", [(1, True), (3, False)], ids=["requests", "every-3-get-and-flush"])

@@ -65,6 +65,22 @@ def test_models_are_compared_at_moments_of_the_run():
     assert found["mean"] == pytest.approx(np.mean([math.floor(moment) for moment in moments]))
 
 
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_a_rank_without_gradients_is_no_model_to_compare(idle):
+    """The same run as above, with a third rank that only serves."""
+    n, starts = 50, np.arange(50.0)
+    zero, counts = np.zeros(n, int), np.arange(n)
+    columns = [[counts, counts], [zero, counts]]
+    for vectors in columns:
+        vectors.insert(idle, zero)
+    versions = [np.stack(vectors, 1) for vectors in columns]
+    times = [starts, starts]
+    for lists, empty in ((versions, np.zeros((0, 3), int)), (times, np.zeros(0))):
+        lists.insert(idle, empty)
+    run = SimpleNamespace(start=times, end=[own + 0.9 for own in times], versions=versions)
+    assert measured(run).as_dict()["between_models"]["max"] == 48
+
+
 def test_the_table_of_a_run_that_was_reckoned_by_hand():
     # Rank 0 misses nothing; rank 1 reads nothing and misses 1, 2, 3, 4 gradients.
     starts = [np.arange(5.0), np.arange(4.0) + 0.1]
