@@ -123,6 +123,20 @@ def nodes(comm) -> tuple[int, ...]:
     return tuple(comm.allgather(node))
 
 
+def oversubscribed(comm) -> bool:
+    """Whether the ranks of some node have fewer cores than they are. Collective.
+
+    A rank that waits then has to give its core away, which not every MPI does.
+    """
+    from mpi4py import MPI
+
+    sharing = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    cores = set().union(*sharing.allgather(os.sched_getaffinity(0)))
+    short = sharing.size > len(cores)
+    sharing.Free()
+    return comm.allreduce(short, MPI.LOR)
+
+
 def started_rank() -> int:
     """This process's rank: MPI's where it knows of all ranks, else the launcher's word, else 0."""
     if mpi_runs() and _contradiction(n_started_ranks(), os.environ) is None:

@@ -1,8 +1,11 @@
 """Exchange `allreduce`: synchronous mini-batch SGD. The baseline."""
 
+import os
+
 import numpy as np
 from mpi4py import MPI
 
+from hpc_dasgd import launch
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 
 
@@ -20,6 +23,9 @@ class AllreduceExchange(Exchange):
         super().__init__(comm, x0)
         self._sum = np.empty(self.parameters.size + 1, self.parameters.dtype)  # the last element counts votes to stop
         self._vote = 0
+        # With more ranks than cores a rank that spins keeps the one it waits for from running: measured with 4 ranks
+        # on 2 cores, 100,000 parameters, MPICH: 10 gradients/s, and 1,760 where it yields. Else `Allreduce` is faster.
+        self._yields = launch.oversubscribed(comm)
 
     def pull(self) -> None:
         pass
@@ -29,7 +35,7 @@ class AllreduceExchange(Exchange):
         for lo, hi in self.blocks:
             update(lo, hi, self._sum[lo:hi])
         self._sum[-1] = self._vote
-        self.comm.Allreduce(MPI.IN_PLACE, self._sum)
+        self._reduce()
         share = self.parameters.dtype.type(1.0 / self.comm.size)
         for lo, hi in self.blocks:
             mean, replica = self.scratch[: hi - lo], self.parameters[lo:hi]
@@ -37,6 +43,14 @@ class AllreduceExchange(Exchange):
             np.add(replica, mean, out=replica)
         self.versions += 1
         self.stopping = bool(self._sum[-1] > 0)
+
+    def _reduce(self) -> None:
+        if not self._yields:
+            self.comm.Allreduce(MPI.IN_PLACE, self._sum)
+            return
+        request = self.comm.Iallreduce(MPI.IN_PLACE, self._sum)
+        while not request.Test():
+            os.sched_yield()
 
     def stop(self) -> None:
         """The vote is counted in the next `push`, so that all ranks end after the same step."""

@@ -205,7 +205,13 @@ def cell(runs, name):
     middle = statistics.median(values)
     if middle == np.inf:
         return f"not in {LONGEST_S:g} s"
-    return f"{middle:.3g} [{min(values):.3g}, {max(values):.3g}]"
+    return f"{short(middle)} [{short(min(values))}, {short(max(values))}]"
+
+
+def short(value):
+    if value == np.inf:
+        return "never"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def write_plot(runs, task, output):

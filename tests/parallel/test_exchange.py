@@ -414,7 +414,9 @@ def test_fewer_parameters_than_ranks(comm):
 
 
 @pytest.mark.parallel(SIZES)
-def test_allreduce_takes_the_mean_of_all_updates_in_step(comm):
+@pytest.mark.parametrize("yields", [False, True])
+def test_allreduce_takes_the_mean_of_all_updates_in_step(comm, yields, monkeypatch):
+    monkeypatch.setattr("hpc_dasgd.launch.oversubscribed", lambda comm: yields)
     exchange = AllreduceExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
     updates = Updates(comm.rank)
     for done in range(1, 40):
