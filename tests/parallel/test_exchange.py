@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from integer_updates import N_PARAMS, Updates
 
 from hpc_dasgd import topology
 from hpc_dasgd.exchange.allreduce import AllreduceExchange
@@ -20,35 +21,12 @@ from hpc_dasgd.window.memory import Transfer
 from hpc_dasgd.window.publication import N_WORDS, Word
 
 SIZES = [1, 2, 4, 8]
-N_PARAMS = 150
-PERIOD = 1000
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Three blocks for `N_PARAMS` float32 parameters, the last of them shorter."""
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
-
-
-class Updates:
-    """The updates of one rank: random integers that repeat after `PERIOD` versions."""
-
-    def __init__(self, rank):
-        rows = np.random.default_rng(rank).integers(-8, 9, (PERIOD, N_PARAMS))
-        self._rows = rows.astype(np.float32)
-        self._sums = np.concatenate([np.zeros((1, N_PARAMS), np.int64), np.cumsum(rows, axis=0)])
-
-    def __getitem__(self, version):
-        row = self._rows[version % PERIOD]
-
-        def update(lo, hi, out):
-            out[:] = row[lo:hi]
-
-        return update
-
-    def sum_to(self, version):
-        """Sum of the first `version` updates, exact."""
-        return version // PERIOD * self._sums[-1] + self._sums[version % PERIOD]
 
 
 def held_by(versions):

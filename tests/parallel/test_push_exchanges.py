@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from integer_updates import N_PARAMS
+from integer_updates import Updates as IntegerUpdates
 
 from hpc_dasgd.exchange.accumulate import AccumulateExchange
 from hpc_dasgd.exchange.server import ServerExchange
 
 SIZES = [1, 2, 4]
-N_PARAMS = 150
-PERIOD = 1000
 # Which rank serves, and whether it computes; None for no server.
 KINDS = {
     "accumulate": None,
@@ -32,25 +32,11 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
 
 
-class Updates:
-    """The updates of one rank: random integers that repeat after `PERIOD` versions."""
+class Updates(IntegerUpdates):
+    """None is negative, so that what a replica holds only grows."""
 
     def __init__(self, rank):
-        rows = np.random.default_rng(rank).integers(0, 4, (PERIOD, N_PARAMS))
-        self._rows = rows.astype(np.float32)
-        self._sums = np.concatenate([np.zeros((1, N_PARAMS), np.int64), np.cumsum(rows, axis=0)])
-
-    def __getitem__(self, version):
-        row = self._rows[version % PERIOD]
-
-        def update(lo, hi, out):
-            out[:] = row[lo:hi]
-
-        return update
-
-    def sum_to(self, version):
-        """Sum of the first `version` updates, exact."""
-        return version // PERIOD * self._sums[-1] + self._sums[version % PERIOD]
+        super().__init__(rank, 0, 3)
 
 
 class Reference:
