@@ -11,7 +11,7 @@ from mpi4py import MPI
 from hpc_dasgd import topology
 from hpc_dasgd.exchange.consensus import Observer, Spread, ranks_to_look_at
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
-from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
+from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader, count_missed
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 N_SLOTS = 3
@@ -70,7 +70,6 @@ class MixingExchange(Exchange):
         self._observer = Observer(window, N_SLOTS, n_looked_at)
         self._turn = comm.rank % max(1, len(sources))
         self._n_exchanges = 0
-        self._known = np.zeros(comm.size, np.int64)  # the newest version of each rank that this one has heard of
 
     @property
     def transferred_bytes(self) -> int:
@@ -102,11 +101,7 @@ class MixingExchange(Exchange):
 
     def missed(self, held: np.ndarray) -> int:
         """Count the others' updates beyond `held`, as far as this rank has heard of them."""
-        np.maximum(self._known, self.versions, out=self._known)
-        for other in self._sources + self._listened:
-            self._known[other.rank] = max(self._known[other.rank], other.version)
-        self._known[self.comm.rank] = held[self.comm.rank]
-        return int((self._known - held).sum())
+        return count_missed(held, self.versions, self._sources + self._listened, self.comm.rank)
 
     def consensus_distance(self) -> float:
         """See `Settled`; over the own replica as it is and those that others have published. Not collective.

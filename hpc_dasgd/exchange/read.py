@@ -18,7 +18,7 @@ import numpy as np
 from hpc_dasgd import topology
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 from hpc_dasgd.exchange.partial_sums import merge_versions, sum_edges, sum_replica
-from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
+from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader, count_missed
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 COMPLETE_SLOTS, TREE_SLOTS = 3, 2
@@ -107,7 +107,6 @@ class ReadExchange(Exchange):
         start = next((other.seen.payload for other in self._neighbours if other.rank == toward), self._own)
         start[:] = x0
         self._version = 0
-        self._known = np.zeros(n_ranks, np.int64)  # the newest version of each rank that this one has heard of
 
     @property
     def transferred_bytes(self) -> int:
@@ -130,11 +129,7 @@ class ReadExchange(Exchange):
 
     def missed(self, held: np.ndarray) -> int:
         """Count the others' updates beyond `held`, as far as this rank has heard of them."""
-        np.maximum(self._known, self.versions, out=self._known)
-        for other in self._neighbours:
-            self._known[other.rank] = max(self._known[other.rank], other.version)
-        self._known[self.comm.rank] = held[self.comm.rank]
-        return int((self._known - held).sum())
+        return count_missed(held, self.versions, self._neighbours, self.comm.rank)
 
     def stop(self) -> None:
         """Raise the flag that every reader of this rank's headers sees and raises too."""

@@ -191,6 +191,18 @@ class Reader:
             other.pacer.slow_down()
 
 
+def count_missed(held: np.ndarray, versions: np.ndarray, neighbours: Sequence[Neighbour], own: int) -> int:
+    """Count the others' updates beyond `held`, as far as `versions` and the neighbours' headers tell.
+
+    `held` and `versions`, the replica's now, have shape (n_ranks,); `own` is this rank, whose updates do not count.
+    """
+    known = versions.copy()
+    for other in neighbours:
+        known[other.rank] = max(known[other.rank], other.version)
+    known[own] = held[own]
+    return int((known - held).sum())
+
+
 def _arrival(transfer: Transfer):
     while not transfer.done():
         yield
