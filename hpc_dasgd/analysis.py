@@ -125,6 +125,10 @@ class Run:
         parts = np.split(rows, np.cumsum(self.counts)[:-1])
         for source, part in zip(self._files, parts, strict=True):
             _read_columns(source.path, "gradient", schema.GRADIENT_COLUMNS, part)
+        # As if every clock had gone evenly from its offset at the start to that at the end.
+        for drift_s, part in zip(self.attributes.get("clock_drift_s", []), parts, strict=False):
+            for name in ("t_start_s", "t_end_s") if drift_s else ():
+                part[name] *= 1 + drift_s / self.attributes["seconds"]
         return rows
 
     @cached_property
@@ -314,11 +318,11 @@ def _rank_file(path: Path, warnings: list[str]) -> _RankFile:
         with _open(path) as file:
             gradient, evaluation = file["gradient"], file["evaluation"]
             every = int(file.attrs["versions_every"])
-            lengths = [len(gradient[column.name]) for column in schema.GRADIENT_COLUMNS]
+            # Runs of earlier versions may lack a column.
+            lengths = [len(gradient[column.name]) for column in schema.GRADIENT_COLUMNS if column.name in gradient]
             n_complete = min(lengths)
             if every:
                 n_complete = min(n_complete, every * len(gradient[schema.VERSIONS.name]))
-            # Runs of earlier versions may lack a column.
             known = [evaluation[column.name] for column in schema.EVALUATION_COLUMNS if column.name in evaluation]
             n_evaluations = min(map(len, known))
     except (OSError, KeyError):

@@ -61,7 +61,9 @@ class OptimizerConfig:
     kind: str = _setting("sgd", one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
     stepsize: float = _setting(0.1, POSITIVE, "learning rate")
     schedule: str = _setting(
-        "constant", one_of("constant", "cosine", "step"), "stepsize against gradients of all ranks"
+        "constant",
+        one_of("constant", "cosine", "step", "staleness-adaptive"),
+        "stepsize against gradients of all ranks; staleness-adaptive: less for stale gradients",
     )
     step_every: int | None = _setting(None, POSITIVE_INTEGER, "step: gradients between drops (budget.gradients / 3)")
     step_factor: float = _setting(0.1, POSITIVE, "step: factor of a drop")
@@ -100,6 +102,10 @@ TOPOLOGIES = {
     "accumulate": ("complete",),
     "gossip": ("complete", "ring", "torus", "exponential", "random-regular"),
 }
+
+
+# The exchanges in which a rank knows, while it trains, how stale its gradients are.
+KNOWN_STALENESS = ("read", "accumulate", "server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +205,10 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"`exchange.topology` must be one of {', '.join(usable)} with `exchange.kind` {kind}, got {topology!r}"
         )
+    schedule = config.optimizer.schedule
+    if schedule == "staleness-adaptive" and kind not in KNOWN_STALENESS:
+        allowed = ", ".join(KNOWN_STALENESS)
+        raise ConfigError(f"`exchange.kind` must be one of {allowed} with `optimizer.schedule` {schedule}, got {kind}")
     if kind == "allreduce" and config.exchange.every != 1:
         raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {config.exchange.every!r}")
 

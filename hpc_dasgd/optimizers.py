@@ -4,6 +4,9 @@ The *update* is what is added to the parameters. ``optimizer.update(gradient, st
 ``f(lo, hi, out)`` that writes elements ``lo:hi`` of it into `out` and advances the state of these elements,
 so each must be asked for exactly once. `out` must share no memory with the gradient. Nothing but `out` and
 the state is written: there is no temporary.
+
+A schedule is a function ``stepsize_at(progress, staleness)``; `staleness` is itself a function, called only by
+schedules that use it, and not before the update is made: then it is known best.
 """
 
 import math
@@ -14,6 +17,7 @@ from hpc_dasgd.arrays import into
 from hpc_dasgd.errors import ConfigError
 
 BlockFunction = Callable[[int, int, Any], None]
+Schedule = Callable[[int, Callable[[], int]], float]
 
 
 class Sgd:
@@ -159,17 +163,21 @@ def make_schedule(
     horizon: int | None,
     step_every: int | None = None,
     step_factor: float = 0.1,
-) -> Callable[[int], float]:
-    """Return the stepsize as a function of progress.
+    concurrency: int = 1,
+) -> Schedule:
+    """Return the stepsize as a function of progress and staleness.
 
     Progress is the number of gradients of all ranks so far; a rank knows it as far as its replica holds them.
+    Staleness is that of the gradient, as far as its rank knows.
 
     Parameters
     ----------
-    kind : {"constant", "cosine", "step"}
+    kind : {"constant", "cosine", "step", "staleness-adaptive"}
         ``cosine`` falls as half a cosine wave from `stepsize` to 0 at `horizon` and stays there (Loshchilov
         and Hutter, arXiv 1608.03983, without restarts); ``step`` multiplies by `step_factor` after every
-        `step_every` gradients.
+        `step_every` gradients; ``staleness-adaptive`` multiplies by ``concurrency / staleness`` where a gradient
+        is staler than `concurrency` (Koloskova, Stich and Jaggi, arXiv 2206.08307, with the largest stepsize
+        that their theorem on delay-adaptive stepsizes allows, ``1 / (4 L concurrency)``).
     stepsize : float
         At the start.
     horizon : int or None
@@ -178,6 +186,8 @@ def make_schedule(
         A third of `horizon` by default.
     step_factor : float
         Factor of a drop.
+    concurrency : int
+        Gradients under way at once: the number of ranks.
 
     Raises
     ------
@@ -185,18 +195,20 @@ def make_schedule(
         If `kind` is unknown, or needs a horizon and there is none.
     """
     if kind == "constant":
-        return lambda progress: stepsize
+        return lambda progress, staleness: stepsize
+    if kind == "staleness-adaptive":
+        return lambda progress, staleness: stepsize * min(1.0, concurrency / max(1, staleness()))
     if kind == "cosine":
         if horizon is None:
             raise ConfigError('`optimizer.schedule` = "cosine" needs `budget.gradients`')
-        return lambda progress: 0.5 * stepsize * (1 + math.cos(math.pi * min(1.0, progress / horizon)))
+        return lambda progress, staleness: 0.5 * stepsize * (1 + math.cos(math.pi * min(1.0, progress / horizon)))
     if kind == "step":
         if step_every is None and horizon is None:
             raise ConfigError('`optimizer.schedule` = "step" needs `optimizer.step_every` or `budget.gradients`')
         # Integers, since a third of the horizon may have no exact float.
         drops, gradients = (3, horizon) if step_every is None else (1, step_every)
-        return lambda progress: stepsize * step_factor ** (drops * progress // gradients)
-    raise ConfigError(f"`optimizer.schedule` must be one of constant, cosine, step, got {kind!r}")
+        return lambda progress, staleness: stepsize * step_factor ** (drops * progress // gradients)
+    raise ConfigError(f"`optimizer.schedule` must be one of constant, cosine, step, staleness-adaptive, got {kind!r}")
 
 
 def _require_names(state: Mapping, names) -> None:

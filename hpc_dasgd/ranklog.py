@@ -82,7 +82,7 @@ class RankLog:
             schema.attach_scales(self._file)
             self._file.swmr_mode = True  # from here on nothing but rows can be added
 
-    def append(self, t_start_s, t_end_s, loss, gradient_norm, version, versions) -> None:
+    def append(self, t_start_s, t_end_s, loss, gradient_norm, version, versions, stepsize=math.nan) -> None:
         """Log one gradient. Costs 1 to 2 us, of which half is the writing of full buffers.
 
         Parameters
@@ -92,8 +92,10 @@ class RankLog:
             As described in `schema.GRADIENT_COLUMNS`.
         versions : ndarray, shape (n_ranks,), integer
             Version vector of the replica the gradient was taken at; copied.
+        stepsize : float, optional
+            As described in `schema.GRADIENT_COLUMNS`.
         """
-        self._rows[self._n_rows] = t_start_s, t_end_s, loss, gradient_norm, version
+        self._rows[self._n_rows] = t_start_s, t_end_s, loss, gradient_norm, version, stepsize
         self._n_rows += 1
         if self._every and self._n_appended % self._every == 0:
             self._vectors[self._n_vectors] = versions

@@ -33,6 +33,7 @@ GRADIENT_COLUMNS = (
     Column("loss", "f8", "loss of the batch, at the replica the gradient was taken at"),
     Column("gradient_norm", "f8", "Euclidean norm of the gradient"),
     Column("version", "u4", "updates that the rank had made before: which of its gradients, from 0"),
+    Column("stepsize", "f8", "stepsize (learning rate) by which the gradient became an update"),
 )
 EVALUATION_COLUMNS = (
     Column("t_s", "f8", "start of the evaluation since the run began", "s"),

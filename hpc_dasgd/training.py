@@ -11,9 +11,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count, repeat
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def train(
     launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
     comm.Bcast(x0, root=0)
     optimizer = _make_optimizer(config, x0, xp)
-    stepsize_at = launch.agreed(comm, lambda: _make_schedule(config))
+    stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
 
     # Where it goes.
@@ -174,11 +175,11 @@ def train(
                 raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
 
             # Turn it into an update, apply it, publish it.
-            update = optimizer.update(gradient, stepsize_at(replicas.gradients))
-            update = _Checked(update, gradient, version, config, rank)
+            stepsize = partial(stepsize_at, replicas.gradients, partial(replicas.missed, held))
+            update = _Update(optimizer, gradient, stepsize, where=(version, config, rank))
             replicas.push(update)
             pushed_s = clock.now()
-            log.append(begun_s, done_s, loss, update.norm, version, held)
+            log.append(begun_s, done_s, loss, update.norm, version, held, update.stepsize)
             if bar.shown:
                 missed += replicas.missed(held)
             if bar.due(done_s):
@@ -198,6 +199,8 @@ def train(
         "dropped_reads": comm.allreduce(settled.dropped_reads),
         "consensus_distance": settled.consensus_distance,
         "transferred_bytes": comm.allgather(replicas.transferred_bytes),
+        "clock_offset_s": comm.allgather(clock.offset_s),
+        "clock_drift_s": comm.allgather(clock.drift_s()),
         "clock_error_s": max(comm.allgather(clock.error_s)),
     }
     final = replicas.parameters
@@ -206,18 +209,23 @@ def train(
     return Result(final, directory, gradients, seconds, loss, accuracy, settled.drift)
 
 
-class _Checked:
+class _Update:
     """An optimizer's update that takes the gradient's norm on the way, while each block is in cache.
 
-    A norm that is not finite ends the update before it is published.
+    The stepsize is asked for when the exchange makes the update, which has read the others' news by then. A
+    norm that is not finite ends the update before it is published.
     """
 
-    def __init__(self, update, gradient: np.ndarray, version: int, config: Config, rank: int):
-        self._update, self._gradient = update, gradient
-        self._where = (version, config, rank)
+    def __init__(self, optimizer, gradient: np.ndarray, stepsize: Callable[[], float], where: tuple):
+        self._optimizer, self._gradient, self._stepsize, self._where = optimizer, gradient, stepsize, where
+        self._update = None
         self._squares = 0.0
+        self.stepsize = math.nan
 
     def __call__(self, lo: int, hi: int, out: np.ndarray) -> None:
+        if self._update is None:
+            self.stepsize = self._stepsize()
+            self._update = self._optimizer.update(self._gradient, self.stepsize)
         block = self._gradient[lo:hi]
         self._squares += float(block @ block)
         if not math.isfinite(self._squares):
@@ -293,7 +301,7 @@ def _make_optimizer(config: Config, x0: np.ndarray, xp):
     return optimizers.make(config.optimizer.kind, x0.size, x0.dtype, xp, **options)
 
 
-def _make_schedule(config: Config):
+def _make_schedule(config: Config, n_ranks: int):
     settings = config.optimizer
     return optimizers.make_schedule(
         settings.schedule,
@@ -301,6 +309,7 @@ def _make_schedule(config: Config):
         config.budget.gradients,
         step_every=settings.step_every,
         step_factor=settings.step_factor,
+        concurrency=n_ranks,
     )
 
 

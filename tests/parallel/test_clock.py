@@ -15,6 +15,9 @@ def test_offsets_lie_within_their_bounds_and_are_the_nodes_own(comm, ranks_per_n
     assert len(set(found)) == len({node for node, _, _ in found})
     assert found[0] == (0, 0.0, 0.0)
     assert all(error_s > 0 for node, _, error_s in found if node > 0)
+    drift_s = clock.drift_s()
+    assert abs(drift_s) <= 2 * clock.error_s
+    assert clock.error_s >= found[comm.rank][2]
 
 
 @pytest.mark.parallel([1, 4])

@@ -439,6 +439,23 @@ def test_random_delays_are_drawn_for_each_rank(comm, train):
 
 
 @pytest.mark.parallel([2])
+@pytest.mark.parametrize("kind", ["read", "accumulate"])
+def test_a_staleness_adaptive_stepsize_is_smaller_for_stale_gradients(comm, train, kind):
+    result = train(
+        exchange={"kind": kind},
+        optimizer={"stepsize": 0.01, "schedule": "staleness-adaptive"},
+        straggler={"ranks": [1], "delay_ms": 20.0},
+        budget={"seconds": 1.0},
+    )
+    if comm.rank == 0:
+        gradients = hpc_dasgd.open_run(result.run).gradients
+        stepsizes = [gradients["stepsize"][gradients["rank"] == rank] for rank in range(2)]
+        assert all((own > 0).all() and (own <= 0.01).all() for own in stepsizes)
+        # In 20 ms the other rank takes many gradients; the slow one's are stale.
+        assert np.median(stepsizes[1]) < 0.003 < np.median(stepsizes[0])
+
+
+@pytest.mark.parallel([2])
 def test_a_straggler_must_be_one_of_the_ranks(comm, train):
     with pytest.raises(hpc_dasgd.ConfigError, match=r"`straggler\.ranks` must be below .* 2, got 2"):
         train(straggler={"ranks": [0, 2], "delay_ms": 1.0}, budget={"gradients": 1})

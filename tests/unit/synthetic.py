@@ -7,6 +7,7 @@ import numpy as np
 from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import complete_run, create_run
 
+STEPSIZE = 0.1
 X0 = np.arange(6, dtype=np.float32)
 
 
@@ -64,7 +65,7 @@ def write_run(
     for rank in range(run.n_ranks):
         with RankLog(directory, rank, run.n_ranks, every) as log:
             for k, vector in enumerate(run.versions[rank]):
-                log.append(run.start[rank][k], run.end[rank][k], loss(rank, k), 10 + k, k, vector)
+                log.append(run.start[rank][k], run.end[rank][k], loss(rank, k), 10 + k, k, vector, STEPSIZE)
             for evaluation in evaluations if rank == 0 else ():
                 log.append_evaluation(*evaluation)
     if summary is not None:

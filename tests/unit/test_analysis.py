@@ -48,7 +48,7 @@ def test_a_complete_run_comes_back(tmp_path, run, name):
     assert opened.x0.tolist() == [0, 1, 2, 3, 4, 5]
     assert opened.final.tolist() == [1, 2, 3, 4, 5, 6]
     assert opened.gradients.dtype.names == (
-        "rank", "t_start_s", "t_end_s", "loss", "gradient_norm", "version",
+        "rank", "t_start_s", "t_end_s", "loss", "gradient_norm", "version", "stepsize",
     )  # fmt: skip
     np.testing.assert_array_equal(opened.gradients["rank"], np.repeat(range(N_RANKS), counts))
     np.testing.assert_array_equal(opened.gradients["t_end_s"], np.concatenate(run.end))
@@ -64,9 +64,21 @@ def test_a_run_without_a_later_column_opens(tmp_path, run):
     directory = write_run(tmp_path, run)
     with h5py.File(directory / "rank_00000.h5", "r+") as file:
         del file["evaluation/consensus_distance"]
+        del file["gradient/stepsize"]
     opened = analysis.open_run(directory)
+    assert np.isnan(opened.gradients["stepsize"][: len(run.end[0])]).all()
+    assert (opened.gradients["stepsize"][len(run.end[0]) :] == synthetic.STEPSIZE).all()
     np.testing.assert_array_equal(opened.evaluation.tolist(), [(0.5, 7, 2.0, 0.1, np.nan)])
     assert opened.warnings == []
+
+
+def test_times_are_corrected_for_clocks_that_went_apart(tmp_path, run):
+    summary = {"seconds": 100.0, "clock_drift_s": [0.0, 2.0, -1.0]}
+    directory = synthetic.write_run(tmp_path, run, config=load_config(SETTINGS).to_toml(), summary=summary)
+    gradients = analysis.open_run(directory).gradients
+    for rank, rate in enumerate([1.0, 1.02, 0.99]):
+        for name, logged in (("t_start_s", run.start), ("t_end_s", run.end)):
+            np.testing.assert_allclose(gradients[name][gradients["rank"] == rank], logged[rank] * rate, rtol=1e-15)
 
 
 def test_changes_of_the_distance_between_exchanges_come_back_by_rank(tmp_path, run):

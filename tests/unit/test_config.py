@@ -131,7 +131,7 @@ def test_a_bad_value_is_refused_by_key_and_value(key, value):
     ("key", "allowed"),
     [
         ("optimizer.kind", ["sgd", "momentum", "adam"]),
-        ("optimizer.schedule", ["constant", "cosine", "step"]),
+        ("optimizer.schedule", ["constant", "cosine", "step", "staleness-adaptive"]),
         ("exchange.kind", ["read", "accumulate", "gossip", "server", "allreduce", "none"]),
         ("exchange.mixing", ["average", "push-sum"]),
         ("straggler.distribution", ["constant", "exponential"]),
@@ -165,6 +165,14 @@ def test_an_exchange_refuses_a_topology_it_cannot_use(kind, topology):
         message = refusal(settings)
         assert message.startswith(f"`exchange.topology` must be one of {', '.join(USABLE[kind])} with ")
         assert message.endswith(f"`exchange.kind` {kind}, got {topology!r}")
+
+
+@pytest.mark.parametrize("kind", ["gossip", "allreduce", "none"])
+def test_a_staleness_adaptive_stepsize_needs_an_exchange_that_knows_it(kind):
+    exchange = {"kind": kind, "topology": "ring" if kind == "gossip" else "complete"}
+    message = refusal(BUDGET | {"exchange": exchange, "optimizer": {"schedule": "staleness-adaptive"}})
+    rule = "must be one of read, accumulate, server with `optimizer.schedule` staleness-adaptive"
+    assert message == f"`exchange.kind` {rule}, got {kind}"
 
 
 @pytest.mark.parametrize("every", [2, "auto"])

@@ -146,21 +146,26 @@ def test_unknown_kinds_are_named():
         optimizers.make_schedule("linear", 0.1, 100)
 
 
+def unknown():
+    """The staleness, which most schedules must not ask for: knowing it may cost."""
+    raise AssertionError("asked for the staleness")
+
+
 def test_constant_schedule():
     stepsize_at = optimizers.make_schedule("constant", 0.3, None)
-    assert [stepsize_at(progress) for progress in (0, 1, 10**9)] == [0.3] * 3
+    assert [stepsize_at(progress, unknown) for progress in (0, 1, 10**9)] == [0.3] * 3
 
 
 def test_cosine_schedule():
     stepsize_at = optimizers.make_schedule("cosine", 0.4, 120)
-    values = [stepsize_at(progress) for progress in (0, 40, 60, 80, 120, 121, 5000)]
+    values = [stepsize_at(progress, unknown) for progress in (0, 40, 60, 80, 120, 121, 5000)]
     assert values == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0], abs=1e-15)
-    assert min(stepsize_at(progress) for progress in range(200)) == 0.0
+    assert min(stepsize_at(progress, unknown) for progress in range(200)) == 0.0
 
 
 def test_step_schedule():
     stepsize_at = optimizers.make_schedule("step", 8.0, None, step_every=10, step_factor=0.5)
-    assert [stepsize_at(progress) for progress in (0, 9, 10, 19, 20, 35)] == [8.0, 8.0, 4.0, 4.0, 2.0, 1.0]
+    assert [stepsize_at(progress, unknown) for progress in (0, 9, 10, 19, 20, 35)] == [8.0, 8.0, 4.0, 4.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("horizon", [9, 10, 11, 100, 20000])
@@ -168,7 +173,13 @@ def test_step_schedule_drops_after_each_third_of_the_horizon(horizon):
     stepsize_at = optimizers.make_schedule("step", 1.0, horizon)
     for progress in range(horizon + 1):
         drops = sum(3 * progress >= k * horizon for k in (1, 2, 3))
-        assert stepsize_at(progress) == pytest.approx(0.1**drops)
+        assert stepsize_at(progress, unknown) == pytest.approx(0.1**drops)
+
+
+def test_staleness_adaptive_schedule():
+    stepsize_at = optimizers.make_schedule("staleness-adaptive", 0.6, None, concurrency=4)
+    values = [stepsize_at(0, lambda staleness=staleness: staleness) for staleness in (0, 1, 4, 5, 8, 400)]
+    assert values == pytest.approx([0.6, 0.6, 0.6, 0.48, 0.3, 0.006])
 
 
 def test_schedules_say_what_they_need():

@@ -51,6 +51,7 @@ def gradient_layout(n):
         "gradient/loss": ((n,), "<f8"),
         "gradient/gradient_norm": ((n,), "<f8"),
         "gradient/version": ((n,), "<u4"),
+        "gradient/stepsize": ((n,), "<f8"),
         "evaluation/t_s": ((2,), "<f8"),
         "evaluation/gradients": ((2,), "<i8"),
         "evaluation/loss": ((2,), "<f8"),
