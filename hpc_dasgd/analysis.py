@@ -12,7 +12,7 @@ import math
 import os
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from hpc_dasgd import schema
 from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.staleness import Staleness, measure
+from hpc_dasgd.versions import Order, causal_order
 
 _MEMORY_BYTES = 1 << 30  # of version vectors; where there are more, they are read piece by piece
 
@@ -155,7 +156,7 @@ class Run:
         if not self.versions_every:
             return None
         idle = np.zeros((0, self.n_ranks), schema.VERSIONS.dtype)
-        return [rows[: rows.shape[0]] if rows.shape[0] else idle for rows in self._version_rows()]
+        return [rows[: rows.shape[0]] if rows.shape[0] else idle for rows in self._rows_on_demand()]
 
     def staleness(self) -> Staleness:
         """Compute the staleness from the logged version vectors, once.
@@ -183,7 +184,22 @@ class Run:
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     @cached_property
-    def _staleness(self) -> Staleness:
+    def order(self) -> Order:
+        """The global order of the gradients; raises as `staleness`."""
+        ends = np.split(self.gradients["t_end_s"], np.cumsum(self.counts)[:-1])
+        try:
+            return causal_order(ends, self.version_rows(), self.versions_every)
+        except ValueError as error:
+            raise ConfigError(f"the log of {self.directory} is damaged: {error}") from None
+
+    def version_rows(self) -> Sequence:
+        """By rank its logged version vectors, as `versions`, but read when sliced where all would fill the memory.
+
+        Raises
+        ------
+        ConfigError
+            If none were logged, or there is no gradient yet.
+        """
         if not self.counts.any():
             raise ConfigError(f"{self.directory} holds no gradients yet")
         if not self.versions_every:
@@ -191,14 +207,14 @@ class Run:
                 f'{self.directory} holds no version vectors: its `log.versions` is "none"; '
                 'staleness needs "full" or "every N"'
             )
-        splits = np.cumsum(self.counts)[:-1]
-        starts, ends = (np.split(self.gradients[name], splits) for name in ("t_start_s", "t_end_s"))
         n_bytes = sum(source.n_vectors for source in self._files) * self.n_ranks * 4
-        versions = self.versions if n_bytes <= _MEMORY_BYTES else self._version_rows()
-        try:
-            return measure(starts, ends, versions, self.versions_every)
-        except ValueError as error:
-            raise ConfigError(f"the log of {self.directory} is damaged: {error}") from None
+        return self.versions if n_bytes <= _MEMORY_BYTES else self._rows_on_demand()
+
+    @cached_property
+    def _staleness(self) -> Staleness:
+        versions = self.version_rows()
+        starts = np.split(self.gradients["t_start_s"], np.cumsum(self.counts)[:-1])
+        return measure(starts, self.order, versions, self.versions_every)
 
     def _pace_by_rank(self) -> Iterator[np.ndarray]:
         for rank, source in enumerate(self._files):
@@ -213,7 +229,7 @@ class Run:
             _read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
             yield rows
 
-    def _version_rows(self) -> list[_VersionRows]:
+    def _rows_on_demand(self) -> list[_VersionRows]:
         return [_VersionRows(source, self.n_ranks) for source in self._files]
 
 

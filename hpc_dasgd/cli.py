@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from hpc_dasgd import launch
-from hpc_dasgd.errors import ConfigError, HpcDasgdError
+from hpc_dasgd.errors import ConfigError, HpcDasgdError, ReplayError
 
 DONE, FAILED, WRONG = 0, 1, 2
 PROGRAM = "hpc-dasgd"
@@ -125,10 +125,30 @@ def _parser() -> _Parser:
     compare.add_argument("--output", metavar="DIR", default="compare", help="where the picture goes (default compare)")
     compare.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
+    replay = command("replay", _replay, "recompute a run of exchange read from its log, bit for bit")
+    replay.add_argument("run", metavar="RUN")
+    moment = replay.add_mutually_exclusive_group()
+    moment.add_argument(
+        "--until", type=int, metavar="GRADIENT", help="parameters behind so many gradients of all ranks"
+    )
+    moment.add_argument(
+        "--inspect", type=_rank_and_version, metavar="RANK:VERSION", help="one gradient and its replica"
+    )
+    replay.add_argument("--output", metavar="FILE.npz", help="write parameters, versions and gradient of that moment")
+    replay.add_argument("--data", metavar="PATH", help="the data set, where it is not where it was")
+
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
     return parser
+
+
+def _rank_and_version(text: str) -> tuple[int, int]:
+    rank, _, version = text.partition(":")
+    try:
+        return int(rank), int(version)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be RANK:VERSION, got {text!r}") from None
 
 
 def _train_details() -> str:
@@ -187,6 +207,28 @@ def _compare(options) -> None:
     path = comparison.write_plot(compared, Path(options.output))
     if not options.json:
         print(f"plot: {path}")
+
+
+def _replay(options) -> None:
+    from hpc_dasgd import analysis, replay
+
+    run = analysis.open_run(options.run)
+    if options.until is None and options.inspect is None:
+        if options.output:
+            raise _UsageError("--output needs --until or --inspect")
+        replayed = replay.replay(run, data=options.data)
+        print(replay.text(replayed))
+        if not replayed.agrees:
+            raise ReplayError(f"the replay of {run.directory} does not agree with its log")
+        return
+    if options.inspect is None:
+        moment = replay.until(run, options.until, data=options.data)
+    else:
+        moment = replay.inspect(run, *options.inspect, data=options.data)
+    print(replay.moment_text(moment))
+    if options.output:
+        replay.write_moment(moment, options.output)
+        print(f"moment: {options.output}")
 
 
 def _export(options) -> None:

@@ -22,3 +22,7 @@ class WindowError(HpcDasgdError, RuntimeError):
 
 class TrainingError(HpcDasgdError, RuntimeError):
     """Training cannot go on: a loss or gradient is not finite (exit status 1)."""
+
+
+class ReplayError(HpcDasgdError):
+    """A run and its replay do not agree."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hpc_dasgd.arrays import into
+from hpc_dasgd.config import OptimizerConfig
 from hpc_dasgd.errors import ConfigError
 
 BlockFunction = Callable[[int, int, Any], None]
@@ -155,6 +156,12 @@ def make(kind: str, n_params: int, dtype, xp, **options):
     if kind not in _KINDS:
         raise ConfigError(f"`optimizer.kind` must be one of {', '.join(_KINDS)}, got {kind!r}")
     return _KINDS[kind](n_params, dtype, xp, **options)
+
+
+def from_settings(settings: OptimizerConfig, n_params: int, dtype, xp):
+    """Return the optimizer that the settings ask for; see `make`."""
+    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[settings.kind]
+    return make(settings.kind, n_params, dtype, xp, **{name: getattr(settings, name) for name in names})
 
 
 def make_schedule(

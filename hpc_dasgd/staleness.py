@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from hpc_dasgd.versions import Missed, between_models, causal_order, missed_gradients, replicas_at
+from hpc_dasgd.versions import Missed, Order, between_models, missed_gradients, replicas_at
 
 _MOMENTS = 100  # at which models are compared with each other
 _PAIR_OPERATIONS = 10**9  # all that may be spent on it; one moment costs n_ranks**3
@@ -105,22 +105,17 @@ class Staleness:
         ]
 
 
-def measure(starts: Sequence, ends: Sequence, versions: Sequence, every: int) -> Staleness:
+def measure(starts: Sequence, order: Order, versions: Sequence, every: int) -> Staleness:
     """Compute the staleness of a run from its log.
 
     Parameters
     ----------
-    starts, ends : sequence of n_ranks ndarrays, shape (n_gradients_i,), float64, s
-        When each rank's gradients began and were completed; at least one gradient in all.
+    starts : sequence of n_ranks ndarrays, shape (n_gradients_i,), float64, s
+        When each rank's gradients began; at least one gradient in all.
+    order : Order
     versions, every
         As for `versions.causal_order`.
-
-    Raises
-    ------
-    ValueError
-        If the log contradicts itself; see `versions.causal_order`.
     """
-    order = causal_order(ends, versions, every)
     missed = missed_gradients(order, versions, every)
     return Staleness(missed, order.counts, *_between(starts, versions, every))
 

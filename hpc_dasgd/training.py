@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 import hpc_dasgd
-from hpc_dasgd import arrays, exchange, launch, objectives, optimizers, ranklog, runfile
+from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
@@ -105,6 +105,7 @@ def train(
     # What to train, on what: the same on every rank, or the same error.
     config = launch.agreed(comm, lambda: load_config(config, overrides))
     xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
+    given, data_given = objective is not None, data is not None
     data = launch.agreed(comm, lambda: _open_data(config, data))
     if objective is None:
         options = dict(config.objective.options)
@@ -112,15 +113,22 @@ def train(
     x0 = launch.agreed(comm, lambda: _initial(objective, config))
     launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
     comm.Bcast(x0, root=0)
-    optimizer = _make_optimizer(config, x0, xp)
+    optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
 
     # Where it goes.
     host = platform.node()
     directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
-    hosts = comm.gather(host, root=0)
-    launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, comm.size, hosts, objective, x0))
+    started = {
+        "n_ranks": comm.size,
+        "hosts": comm.allgather(host),
+        "nodes": launch.nodes(comm),
+        "objective_given": given,
+        "data_path": str(data.path) if data_given else "",
+        **_summed_up(comm.allgather(machine.describe())),
+    }
+    launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, started, objective, x0))
     pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
     log = launch.agreed(
         comm,
@@ -295,12 +303,6 @@ def _check(config: Config, n_ranks: int, objective, data: Dataset | None) -> Non
         raise ConfigError(f"`budget.target_loss` needs an evaluation set, got no rows in `/test/x` of {data.path}")
 
 
-def _make_optimizer(config: Config, x0: np.ndarray, xp):
-    names = {"sgd": (), "momentum": ("momentum",), "adam": ("beta1", "beta2", "epsilon")}[config.optimizer.kind]
-    options = {name: getattr(config.optimizer, name) for name in names}
-    return optimizers.make(config.optimizer.kind, x0.size, x0.dtype, xp, **options)
-
-
 def _make_schedule(config: Config, n_ranks: int):
     settings = config.optimizer
     return optimizers.make_schedule(
@@ -327,14 +329,18 @@ def _default_directory(config: Config) -> Path:
         return directory
 
 
-def _create_run(directory: Path, config: Config, n_ranks: int, hosts: list[str], objective, x0: np.ndarray) -> None:
+def _summed_up(described: list[dict[str, str]]) -> dict[str, str]:
+    """What the ranks say of their machines, each thing once."""
+    return {name: "; ".join(sorted({other[name] for other in described})) for name in described[0]}
+
+
+def _create_run(directory: Path, config: Config, started: Mapping, objective, x0: np.ndarray) -> None:
     import mpi4py
     from mpi4py import MPI
 
     attributes = {
         "seed": config.seed,
-        "n_ranks": n_ranks,
-        "hosts": hosts,
+        **started,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "hpc_dasgd_version": hpc_dasgd.__version__,

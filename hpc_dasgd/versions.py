@@ -120,7 +120,7 @@ def missed_gradients(order, versions, every=1):
     staleness = np.zeros(order.rank.size, dtype=np.int64)
     per_source = np.zeros(order.counts.size, dtype=np.int64)
     holding = [np.zeros(count + 1, dtype=np.int64) for count in order.counts]
-    for t, held, completed in _walk(order, versions, every):
+    for t, held, completed in walk(order, versions, every):
         missed = completed - held
         staleness[t] = missed.sum(axis=1, dtype=np.int64)
         per_source += missed.sum(axis=0, dtype=np.int64)
@@ -201,7 +201,7 @@ def _lower_late_times(flat, order, versions, every):
     first = np.cumsum(order.counts) - order.counts
     times = flat.copy()  # bounds come from the times the order was made of
     late = False
-    for t, held, completed in _walk(order, versions, every):
+    for t, held, completed in walk(order, versions, every):
         row, source = np.nonzero(held > completed)
         if row.size == 0:
             continue
@@ -218,7 +218,7 @@ def _lower_late_times(flat, order, versions, every):
     return late
 
 
-def _walk(order, versions, every):
+def walk(order, versions, every=1):
     """Yield ``(t, held, completed)`` for blocks of the gradients whose vector was logged.
 
     `t` (m,) are positions in the global order, `held` (m, n_ranks) uint32 the vectors ``v_t``,

@@ -17,8 +17,8 @@ import numpy as np
 
 from hpc_dasgd import topology
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
-from hpc_dasgd.exchange.partial_sums import merge_versions, sum_edges, sum_replica
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader, count_missed
+from hpc_dasgd.partial_sums import merge_versions, sum_edges, sum_replica
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 COMPLETE_SLOTS, TREE_SLOTS = 3, 2

@@ -6,6 +6,8 @@ import numpy as np
 
 from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import complete_run, create_run
+from hpc_dasgd.staleness import measure
+from hpc_dasgd.versions import causal_order
 
 STEPSIZE = 0.1
 X0 = np.arange(6, dtype=np.float32)
@@ -45,6 +47,12 @@ def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
         held=held,
         n_ranks=n_ranks,
     )
+
+
+def measured(run, every=1):
+    """The staleness of a schedule of which every `every`-th vector is known."""
+    versions = [vectors[::every] for vectors in run.versions]
+    return measure(run.start, causal_order(run.end, versions, every), versions, every)
 
 
 def write_run(

@@ -13,7 +13,6 @@ from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import complete_run, create_run
 from hpc_dasgd.schema import rank_file
-from hpc_dasgd.staleness import measure
 
 N_RANKS = 3
 SETTINGS = {"name": "synthetic", "budget": {"gradients": 10}}
@@ -97,7 +96,7 @@ def test_changes_of_the_distance_between_exchanges_come_back_by_rank(tmp_path, r
 @pytest.mark.parametrize("memory_bytes", [10**9, 0])
 def test_staleness_is_that_of_the_schedule(tmp_path, run, monkeypatch, memory_bytes, every):
     monkeypatch.setattr(analysis, "_MEMORY_BYTES", memory_bytes)  # 0: vectors are read piece by piece
-    expected = measure(run.start, run.end, [vectors[::every] for vectors in run.versions], every)
+    expected = synthetic.measured(run, every)
     found = analysis.open_run(write_run(tmp_path, run, every)).staleness()
     assert found.as_dict() == expected.as_dict()
 

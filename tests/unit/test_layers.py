@@ -19,6 +19,8 @@ FLOORS = {
     "errors": 0,
     "versions": 0,
     "rules": 0,
+    "theory": 0,
+    "partial_sums": 0,
     "topology": 1,
     "config": 1,
     "arrays": 1,
@@ -32,6 +34,7 @@ FLOORS = {
     "progress": 1,
     "pace": 1,
     "launch": 1,
+    "machine": 1,
     "objectives": 2,
     "optimizers": 2,
     "exchange": 2,
@@ -39,6 +42,7 @@ FLOORS = {
     "training": 3,
     "analysis": 3,
     "staleness": 3,
+    "replay": 3,
     "report": 3,
     "plots": 3,
     "comparison": 3,
@@ -48,6 +52,7 @@ FLOORS = {
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
+    *("theory", "partial_sums", "machine", "replay"),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dasgd.exchange.partial_sums import merge_versions, sum_edges, sum_replica
+from hpc_dasgd.partial_sums import merge_versions, sum_edges, sum_replica
 
 
 @st.composite

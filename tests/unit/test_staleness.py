@@ -9,12 +9,6 @@ import numpy as np
 import pytest
 import synthetic
 
-from hpc_dasgd.staleness import measure
-
-
-def measured(run, every=1):
-    return measure(run.start, run.end, [vectors[::every] for vectors in run.versions], every)
-
 
 def reference(run, every=1):
     """Staleness by rank and reach, by sets, straight from the definitions."""
@@ -37,7 +31,7 @@ def test_staleness_agrees_with_sets(n_ranks, every):
     run = synthetic.schedule(n_ranks, 150, seed=n_ranks)
     by_rank, w_max = reference(run, every)
     everything = np.concatenate(by_rank)
-    found = json.loads(json.dumps(measured(run, every).as_dict()))
+    found = json.loads(json.dumps(synthetic.measured(run, every).as_dict()))
     assert found["S_avg"] == pytest.approx(everything.mean())
     assert found["S_rms"] == pytest.approx(math.sqrt((everything**2).mean()))
     assert (found["S_max"], found["W_max"]) == (everything.max(), w_max)
@@ -59,7 +53,7 @@ def test_models_are_compared_at_moments_of_the_run():
     n, starts = 50, np.arange(50.0)
     versions = [np.stack([np.arange(n), np.arange(n)], 1), np.stack([np.zeros(n, int), np.arange(n)], 1)]
     run = SimpleNamespace(start=[starts] * 2, end=[starts + 0.9] * 2, versions=versions)
-    found = measured(run).as_dict()["between_models"]
+    found = synthetic.measured(run).as_dict()["between_models"]
     moments = [(n - 1) * m / 101 for m in range(1, 101)]
     assert found["max"] == max(map(math.floor, moments))
     assert found["mean"] == pytest.approx(np.mean([math.floor(moment) for moment in moments]))
@@ -78,7 +72,7 @@ def test_a_rank_without_gradients_is_no_model_to_compare(idle):
     for lists, empty in ((versions, np.zeros((0, 3), int)), (times, np.zeros(0))):
         lists.insert(idle, empty)
     run = SimpleNamespace(start=times, end=[own + 0.9 for own in times], versions=versions)
-    assert measured(run).as_dict()["between_models"]["max"] == 48
+    assert synthetic.measured(run).as_dict()["between_models"]["max"] == 48
 
 
 def test_the_table_of_a_run_that_was_reckoned_by_hand():
@@ -86,7 +80,7 @@ def test_the_table_of_a_run_that_was_reckoned_by_hand():
     starts = [np.arange(5.0), np.arange(4.0) + 0.1]
     versions = [np.array([[k, k] for k in range(5)]), np.array([[0, k] for k in range(4)])]
     run = SimpleNamespace(start=starts, end=[times + 0.2 for times in starts], versions=versions)
-    assert measured(run).table().splitlines() == [
+    assert synthetic.measured(run).table().splitlines() == [
         "9 gradients on 2 ranks",
         "S_avg 1.111  S_rms 1.826  S_max 4  W_max 10",
         "between models: mean 1.58, max 4",
@@ -108,7 +102,7 @@ def test_the_table_of_a_run_that_was_reckoned_by_hand():
 def test_a_long_table_is_cut_and_a_rank_without_gradients_has_no_numbers():
     run = synthetic.schedule(40, 300, seed=1)
     run.start[7], run.end[7], run.versions[7] = run.start[7][:0], run.end[7][:0], run.versions[7][:0]
-    lines = measured(run).table().splitlines()
+    lines = synthetic.measured(run).table().splitlines()
     assert lines[-1].split() == ["...", "8", "more", "ranks", "in", "the", "JSON", "form"]
     rows = [line.split() for line in lines[-33:-1]]
     assert [row[0] for row in rows] == [str(rank) for rank in range(32)]

@@ -1,4 +1,4 @@
-"""Sums over the edges of a tree: pure arithmetic of exchange `read`.
+"""Sums of contributions, on the complete overlay and over the edges of a tree: the arithmetic of exchange `read`.
 
 On a tree, rank `i` shows its neighbour `j` the *partial sum* of everything on its own side of the edge between
 them: its own contribution and what it has read of all its other neighbours. The sides of an edge have no rank
