@@ -1,6 +1,7 @@
 """The command line: arguments in, exit status out.
 
-0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong.
+0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong; 130 `watch` was left
+by Ctrl-C.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import traceback
 from hpc_dasgd import launch
 from hpc_dasgd.errors import ConfigError, HpcDasgdError, ReplayError
 
-DONE, FAILED, WRONG = 0, 1, 2
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 PROGRAM = "hpc-dasgd"
 
 
@@ -137,6 +138,17 @@ def _parser() -> _Parser:
     replay.add_argument("--output", metavar="FILE.npz", help="write parameters, versions and gradient of that moment")
     replay.add_argument("--data", metavar="PATH", help="the data set, where it is not where it was")
 
+    watch = command("watch", _watch, "follow a running job from another shell, until it ends")
+    watch.add_argument("run", metavar="RUN")
+    watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between looks (default 2)")
+    watch.add_argument(
+        "--patience",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="give up when no file has grown for so long (default 60)",
+    )
+
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
@@ -149,6 +161,16 @@ def _rank_and_version(text: str) -> tuple[int, int]:
         return int(rank), int(version)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be RANK:VERSION, got {text!r}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 1e9:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
+    return seconds
 
 
 def _train_details() -> str:
@@ -229,6 +251,16 @@ def _replay(options) -> None:
     if options.output:
         replay.write_moment(moment, options.output)
         print(f"moment: {options.output}")
+
+
+def _watch(options) -> None:
+    try:
+        from hpc_dasgd.watch import watch
+
+        watch(options.run, options.every, options.patience)
+    except KeyboardInterrupt:
+        # How one leaves it, not a failure to speak of.
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _export(options) -> None:

@@ -46,13 +46,15 @@ FLOORS = {
     "report": 3,
     "plots": 3,
     "comparison": 3,
+    "looks": 3,
+    "watch": 3,
     "cli": 4,
     "__main__": 4,
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
-    *("theory", "partial_sums", "machine", "replay"),
+    *("theory", "partial_sums", "machine", "replay", "looks", "watch"),
 )
 
 
