@@ -154,7 +154,8 @@ class Watcher:
         if not self._tails:
             _allow_open_files(n_ranks + _SPARE_FILES)
             n_kept = min(_MAX_KEPT, max(_MIN_KEPT, _KEPT_TIMES // n_ranks))
-            self._tails = [_Tail(self._directory / schema.rank_file(rank), n_kept) for rank in range(n_ranks)]
+            paths = [self._directory / schema.rank_file(rank) for rank in range(n_ranks)]
+            self._tails = [_Tail(path, n_kept, evaluates=rank == 0) for rank, path in enumerate(paths)]
         for tail in self._tails:
             tail.read(now_s)
         tails, complete = self._tails, status == "complete"
@@ -194,8 +195,9 @@ class _News:
 class _Tail(_News):
     """The last rows of a rank's file."""
 
-    def __init__(self, path: Path, n_kept: int):
+    def __init__(self, path: Path, n_kept: int, evaluates: bool):
         super().__init__(path)
+        self._evaluates = evaluates
         self.count, self.times, self.loss, self.evaluation = 0, np.empty(0), math.nan, None
         self._n_kept, self._marks, self._file = n_kept, deque([(0.0, 0)]), None
 
@@ -214,7 +216,8 @@ class _Tail(_News):
                 self._file = h5py.File(self.path, swmr=True, rdcc_nbytes=0)
             if self._file is not None:
                 self._read_gradients(now_s)
-                self._read_evaluation()
+                if self._evaluates:
+                    self._read_evaluation()
         except (OSError, KeyError):
             # Not there, or not readable yet: to be opened anew at the next look.
             self.close()
