@@ -126,6 +126,20 @@ def _parser() -> _Parser:
     compare.add_argument("--output", metavar="DIR", default="compare", help="where the picture goes (default compare)")
     compare.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
+    bound = command("bound", _bound, "convergence bounds against what a run measured, term by term")
+    bound.add_argument("run", metavar="RUN")
+    bound.add_argument("--json", action="store_true", help="print one JSON object")
+    bound.add_argument(
+        "--set",
+        type=_constant,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a constant that is known: L, sigma, Q or F_0; may be repeated",
+    )
+    bound.add_argument("--replay", action="store_true", help="recompute the run and measure true gradients on the way")
+    bound.add_argument("--data", metavar="PATH", help="the data set, where it is not where it was")
+
     replay = command("replay", _replay, "recompute a run of exchange read from its log, bit for bit")
     replay.add_argument("run", metavar="RUN")
     moment = replay.add_mutually_exclusive_group()
@@ -153,6 +167,17 @@ def _parser() -> _Parser:
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
     return parser
+
+
+def _constant(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if name not in ("L", "sigma", "Q", "F_0") or not 0 <= number < math.inf or (name == "L" and not number):
+        raise argparse.ArgumentTypeError(f"must be L, sigma, Q or F_0 and a number of at least 0, got {text!r}")
+    return name, number
 
 
 def _rank_and_version(text: str) -> tuple[int, int]:
@@ -229,6 +254,14 @@ def _compare(options) -> None:
     path = comparison.write_plot(compared, Path(options.output))
     if not options.json:
         print(f"plot: {path}")
+
+
+def _bound(options) -> None:
+    from hpc_dasgd import analysis, bound
+
+    run = analysis.open_run(options.run)
+    held = bound.hold(run, dict(options.set), data=options.data, replays=options.replay)
+    print(json.dumps(held.as_dict()) if options.json else held.table())
 
 
 def _replay(options) -> None:

@@ -6,7 +6,7 @@ causality, down to the last bit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from hpc_dasgd import machine, objectives, optimizers, topology
 from hpc_dasgd.analysis import Run
 from hpc_dasgd.batches import Sampler
-from hpc_dasgd.data import Dataset, open_dataset
+from hpc_dasgd.data import Dataset, open_run_data
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.partial_sums import sum_edges, sum_replica
 from hpc_dasgd.versions import walk
@@ -195,6 +195,18 @@ def write_moment(moment: Moment, path: str | Path) -> None:
         raise ConfigError(f"cannot write to {path}: {error.strerror or error}") from None
 
 
+def visit(run: Run, n_visits: int, *, objective=None, data=None) -> Iterator[np.ndarray]:
+    """Recompute the run and yield the replica of every so many'th gradient, `n_visits` in all or less.
+
+    The arrays are overwritten when the next one is asked for. Other parameters and errors as of `replay`.
+    """
+    every = max(1, -(-int(run.counts.sum()) // n_visits))
+    recomputation = _Recomputation(run, objective, data)
+    for number, _ in enumerate(recomputation):
+        if number % every == every // 2:
+            yield recomputation.parameters
+
+
 class _Recomputation:
     """Gradient after gradient in the global order: yields the rank of each.
 
@@ -211,7 +223,7 @@ class _Recomputation:
         _check(run, objective)
         config, n_ranks = run.config, run.n_ranks
         self._run, self._stop = run, stop
-        data = _open_data(run, data)
+        data = open_run_data(data, run.attributes.get("data_path"), config.data.path, run.x0.dtype)
         if objective is None:
             objective = objectives.make(config.objective.kind, dict(config.objective.options), data)
         self._objective = objective
@@ -344,11 +356,6 @@ def _check(run: Run, objective) -> None:
         reasons.append("its objective was passed in Python: pass it to `hpc_dasgd.replay.replay` too")
     if reasons:
         raise ConfigError(f"{run.directory} cannot be replayed: {'; '.join(reasons)}")
-
-
-def _open_data(run: Run, data) -> Dataset | None:
-    path = data or run.attributes.get("data_path") or run.config.data.path
-    return path if path is None or isinstance(path, Dataset) else open_dataset(path, run.x0.dtype)
 
 
 def _other_machine(run: Run) -> list[str]:

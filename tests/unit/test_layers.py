@@ -35,6 +35,7 @@ FLOORS = {
     "pace": 1,
     "launch": 1,
     "machine": 1,
+    "estimation": 2,
     "objectives": 2,
     "optimizers": 2,
     "exchange": 2,
@@ -42,6 +43,7 @@ FLOORS = {
     "training": 3,
     "analysis": 3,
     "staleness": 3,
+    "bound": 3,
     "replay": 3,
     "report": 3,
     "plots": 3,
@@ -54,7 +56,7 @@ FLOORS = {
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
-    *("theory", "partial_sums", "machine", "replay", "looks", "watch"),
+    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "looks", "watch"),
 )
 
 
