@@ -74,7 +74,7 @@ class Held:
 
     def as_dict(self) -> dict:
         """Everything in numbers, lists and dicts that JSON can hold."""
-        twice = _bounds(self.values, self.delays.times(2), 2 * self.n_gradients)
+        twice = both(self.values, self.delays.times(2), 2 * self.n_gradients)
         epsilon = max(self.measured, self.measured_error)
         rates = theory.paper_rates(self.values, self.delays, self.between_models, epsilon) if epsilon > 0 else None
         return {
@@ -188,7 +188,7 @@ def hold(
         constants=constants,
         delays=delays,
         between_models=staleness.between_mean,
-        bounds=_bounds(values, delays, norms.size),
+        bounds=both(values, delays, norms.size),
         warnings=_warnings(run),
     )
 
@@ -200,7 +200,8 @@ def lowest(bounds: Mapping[str, Bound]) -> tuple[str, float]:
     return name, best[name]
 
 
-def _bounds(values: Constants, delays: Delays, n_gradients: int) -> dict[str, Bound]:
+def both(values: Constants, delays: Delays, n_gradients: int) -> dict[str, Bound]:
+    """Bounds A and B by name."""
     return {
         "A": theory.bound_a(values, delays, n_gradients),
         "B": theory.bound_b(values, delays, n_gradients),

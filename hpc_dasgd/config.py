@@ -29,6 +29,7 @@ from hpc_dasgd.rules import (
     SEED,
     SHARE,
     STEPS,
+    STEPSIZE,
     TEXT,
     VERSIONS,
     Rule,
@@ -59,7 +60,7 @@ class ObjectiveConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     kind: str = _setting("sgd", one_of("sgd", "momentum", "adam"), "turns a gradient into an update")
-    stepsize: float = _setting(0.1, POSITIVE, "learning rate")
+    stepsize: float | str = _setting(0.1, STEPSIZE, 'learning rate; "bound": chosen before the run from theory')
     schedule: str = _setting(
         "constant",
         one_of("constant", "cosine", "step", "staleness-adaptive"),
@@ -209,8 +210,25 @@ def _check_together(config: Config) -> None:
     if schedule == "staleness-adaptive" and kind not in KNOWN_STALENESS:
         allowed = ", ".join(KNOWN_STALENESS)
         raise ConfigError(f"`exchange.kind` must be one of {allowed} with `optimizer.schedule` {schedule}, got {kind}")
+    if config.optimizer.stepsize == "bound":
+        _check_bound(config)
     if kind == "allreduce" and config.exchange.every != 1:
         raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {config.exchange.every!r}")
+
+
+def _check_bound(config: Config) -> None:
+    """Refuse what the bounds say nothing of."""
+    kind, optimizer = config.exchange.kind, config.optimizer
+    condition = 'with `optimizer.stepsize` = "bound"'
+    if kind not in KNOWN_STALENESS:
+        raise ConfigError(f"`exchange.kind` must be one of {', '.join(KNOWN_STALENESS)} {condition}, got {kind}")
+    if optimizer.kind != "sgd":
+        raise ConfigError(f"`optimizer.kind` must be sgd {condition}, got {optimizer.kind}")
+    if optimizer.schedule not in ("constant", "staleness-adaptive"):
+        rule = "must be constant or staleness-adaptive"
+        raise ConfigError(f"`optimizer.schedule` {rule} {condition}, got {optimizer.schedule}")
+    if config.budget.gradients is None and config.budget.seconds is None:
+        raise ConfigError(f"`budget` must set gradients or seconds {condition}")
 
 
 def settings_help() -> str:

@@ -6,13 +6,14 @@ Everything collective stands before and after the loop; inside it no rank waits 
 exchange is synchronous (`allreduce`).
 """
 
+import json
 import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count, repeat
@@ -22,7 +23,7 @@ import h5py
 import numpy as np
 
 import hpc_dasgd
-from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile
+from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile, stepsize
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
@@ -30,8 +31,6 @@ from hpc_dasgd.errors import ConfigError, TrainingError
 from hpc_dasgd.evaluation import Evaluation
 from hpc_dasgd.pace import Pace
 from hpc_dasgd.progress import Progress
-
-IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,10 @@ def train(
     x0 = launch.agreed(comm, lambda: _initial(objective, config))
     launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
     comm.Bcast(x0, root=0)
+    chosen = None
+    if config.optimizer.stepsize == "bound":
+        chosen = stepsize.choose(comm, config, objective, data, x0, _delays_s(config, rank))
+        config = replace(config, optimizer=replace(config.optimizer, stepsize=chosen.stepsize))
     optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
@@ -126,6 +129,7 @@ def train(
         "nodes": launch.nodes(comm),
         "objective_given": given,
         "data_path": str(data.path) if data_given else "",
+        "stepsize_chosen": json.dumps(stepsize.as_dict(chosen)) if chosen else "",
         **_summed_up(comm.allgather(machine.describe())),
     }
     launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, started, objective, x0))
@@ -168,7 +172,7 @@ def train(
             if replicas.stopping:
                 break
             if not replicas.computes:
-                time.sleep(IDLE_S)
+                time.sleep(stepsize.IDLE_S)
                 continue
 
             # Compute a gradient at the replica as it is.
@@ -183,8 +187,8 @@ def train(
                 raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
 
             # Turn it into an update, apply it, publish it.
-            stepsize = partial(stepsize_at, replicas.gradients, partial(replicas.missed, held))
-            update = _Update(optimizer, gradient, stepsize, where=(version, config, rank))
+            stepsize_of = partial(stepsize_at, replicas.gradients, partial(replicas.missed, held))
+            update = _Update(optimizer, gradient, stepsize_of, where=(version, config, rank))
             replicas.push(update)
             pushed_s = clock.now()
             log.append(begun_s, done_s, loss, update.norm, version, held, update.stepsize)

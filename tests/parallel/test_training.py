@@ -1,5 +1,6 @@
 """`hpc_dasgd.train` on ranks: what it computes, when it ends, what it writes, what it refuses."""
 
+import json
 import math
 from pathlib import Path
 
@@ -613,3 +614,41 @@ def test_a_stepsize_far_too_large_is_an_error_without_warnings(train):
     """Warnings are errors here."""
     with pytest.raises(hpc_dasgd.TrainingError, match=r"(not finite|loss is inf) at gradient .*than 1000 may"):
         train(optimizer={"stepsize": 1000.0}, device={"dtype": "float32"}, budget={"gradients": 1000})
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("exchange", [{"kind": "read", "topology": "tree"}, {"kind": "accumulate"}, {"kind": "server"}])
+def test_a_stepsize_from_theory_is_the_best_of_its_bound(comm, train, exchange):
+    result = train(
+        objective={"noise": 0.5},
+        exchange=exchange,
+        optimizer={"stepsize": "bound"},
+        straggler={"ranks": [comm.size - 1], "delay_ms": 2.0},
+        budget={"gradients": 400},
+        log={"evaluate_every_s": 0.01},
+    )
+    if comm.rank == 0:
+        run = hpc_dasgd.open_run(result.run)
+        chosen = json.loads(run.attributes["stepsize_chosen"])
+        constants, delays, stepsize = chosen["constants"], chosen["delays"], chosen["stepsize"]
+        assert constants["L"] == SPECTRUM.max()
+        assert (constants["sigma"], constants["F_0"]) == (0.5, pytest.approx(START_LOSS))
+        assert chosen["n_gradients"] == 400
+        assert delays["S_avg"] <= delays["S_rms"] <= delays["S_max"]
+        assert (comm.size == 1) == (delays["S_max"] == 0)
+        assert set(run.gradients["stepsize"]) == {stepsize} == {run.config.optimizer.stepsize}
+
+        def value(gamma):  # of the bound that was chosen, by theory.md
+            L, sigma, S = constants["L"], constants["sigma"], delays
+            start_and_noise = 4 * constants["F_0"] / (gamma * 400) + 2 * L * gamma * sigma**2
+            if chosen["bound"] == "A":
+                return start_and_noise + 2 * (L * gamma * constants["Q"] * S["S_rms"]) ** 2
+            return start_and_noise + (2 * L * gamma * sigma) ** 2 * S["S_avg"]
+
+        limit = 0.5 if chosen["bound"] == "A" else 0.25
+        if chosen["bound"] == "B" and delays["W_max"]:
+            limit = min(limit, 1 / (2 * math.sqrt(2 * 4 * delays["W_max"])))
+        assert stepsize <= limit * (1 + 1e-9)
+        others = [other for other in stepsize * np.geomspace(0.5, 2, 21) if other <= limit]
+        assert value(stepsize) <= min(map(value, others)) * (1 + 1e-6)
+        assert run.evaluation["loss"][-1] < run.evaluation["loss"][0]

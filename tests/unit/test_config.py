@@ -27,7 +27,7 @@ BAD = {
     "data.batch_size": NO_POSITIVE_INTEGER,
     "objective.kind": NO_TEXT,
     "optimizer.kind": ["lbfgs", "SGD", "", 0, None, ["sgd"], np.array(["sgd", "adam"])],
-    "optimizer.stepsize": [*NO_POSITIVE, None],
+    "optimizer.stepsize": [*NO_POSITIVE, None, "best"],
     "optimizer.schedule": ["linear", 1],
     "optimizer.step_every": NO_POSITIVE_INTEGER,
     "optimizer.step_factor": NO_POSITIVE,
@@ -173,6 +173,21 @@ def test_a_staleness_adaptive_stepsize_needs_an_exchange_that_knows_it(kind):
     message = refusal(BUDGET | {"exchange": exchange, "optimizer": {"schedule": "staleness-adaptive"}})
     rule = "must be one of read, accumulate, server with `optimizer.schedule` staleness-adaptive"
     assert message == f"`exchange.kind` {rule}, got {kind}"
+
+
+@pytest.mark.parametrize(
+    ("sections", "rule"),
+    [
+        ({"exchange": {"kind": "allreduce"}}, "`exchange.kind` must be one of read, accumulate, server"),
+        ({"optimizer": {"kind": "adam"}}, "`optimizer.kind` must be sgd"),
+        ({"optimizer": {"schedule": "cosine"}}, "`optimizer.schedule` must be constant or staleness-adaptive"),
+        ({"budget": {"target_loss": 0.1}}, "`budget` must set gradients or seconds"),
+    ],
+)
+def test_a_stepsize_from_theory_needs_what_theory_knows(sections, rule):
+    sections = {"budget": {"seconds": 1}} | sections
+    sections["optimizer"] = {"stepsize": "bound"} | sections.get("optimizer", {})
+    assert refusal(sections).startswith(f'{rule} with `optimizer.stepsize` = "bound"')
 
 
 @pytest.mark.parametrize("every", [2, "auto"])
@@ -365,7 +380,7 @@ def test_settings_are_frozen():
 
 def test_a_config_made_by_hand_is_checked_when_loaded():
     config = dataclasses.replace(load_config(BUDGET), optimizer=OptimizerConfig(stepsize=math.nan))
-    assert refusal(config) == "`optimizer.stepsize` must be a positive number, got nan"
+    assert refusal(config) == '`optimizer.stepsize` must be a positive number or "bound", got nan'
     config = dataclasses.replace(load_config(BUDGET), exchange=ExchangeConfig(every=0))
     assert refusal(config).startswith("`exchange.every` must be ")
     config = dataclasses.replace(load_config(BUDGET), data=DataConfig(path=Path("a.h5")))

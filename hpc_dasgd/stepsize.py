@@ -1,0 +1,127 @@
+"""The stepsize that theory asks for, chosen before the first step."""
+
+import platform
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from hpc_dasgd import bound, estimation, exchange, launch
+from hpc_dasgd.clock import Clock
+from hpc_dasgd.config import Config
+from hpc_dasgd.staleness import measure
+from hpc_dasgd.theory import Constants, Delays
+from hpc_dasgd.versions import causal_order
+
+PROBE_STEPS = 64  # of each rank, on average
+REACH_MARGIN = 4  # a run sees rarer delays than a probe: half the largest stepsize of bound B
+IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
+
+
+class Chosen(NamedTuple):
+    """A stepsize, and what it comes from.
+
+    Attributes
+    ----------
+    stepsize : float
+    bound : str
+        ``"A"`` or ``"B"``: the one that this stepsize makes lowest.
+    constants : Constants
+    delays : Delays
+        As measured by the probe.
+    n_gradients : int
+        That the run will make, by its budget.
+    """
+
+    stepsize: float
+    bound: str
+    constants: Constants
+    delays: Delays
+    n_gradients: int
+
+
+def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iterator[float] | None) -> Chosen:
+    """Choose the stepsize with the lowest bound. Collective; takes as long as some hundred steps.
+
+    The constants are estimated at `x0`. The staleness is that of a probe: ranks take gradients, and exchange
+    updates of zero, as they will in the run.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    config : Config
+    objective : Objective
+    data : Dataset or None
+    x0 : ndarray, shape (n_params,)
+    delays_s : iterator of float, s, or None
+        By which this rank slows its steps down on purpose.
+
+    Returns
+    -------
+    chosen : Chosen
+        The same on every rank.
+    """
+    split = None if data is None else data.train
+    batches = estimation.sampler(config.seed, split, config.data.batch_size)
+    gradients_per_s, delays = _probe_staleness(comm, config, objective, batches, x0, delays_s)
+    # On rank 0 alone: the others would estimate the same.
+    return comm.bcast(
+        launch.agreed(
+            comm, lambda: _choose(config, objective, batches, x0, gradients_per_s, delays) if comm.rank == 0 else None
+        ),
+        root=0,
+    )
+
+
+def as_dict(chosen: Chosen) -> dict:
+    """Everything in numbers and dicts that JSON can hold."""
+    return chosen._asdict() | {"constants": chosen.constants._asdict(), "delays": chosen.delays._asdict()}
+
+
+def _choose(config: Config, objective, batches, x0, gradients_per_s: float, delays: Delays) -> Chosen:
+    found = estimation.estimate(objective, batches, [x0], [estimation.probe(objective, batches, x0)])
+    constants = Constants(*(found[name].value for name in Constants._fields))
+    budget = config.budget
+    limits = [budget.gradients] if budget.gradients is not None else []
+    limits += [budget.seconds * gradients_per_s] if budget.seconds is not None else []
+    n_gradients = max(1, round(min(limits)))
+    bounds = bound.both(constants, delays._replace(W_max=REACH_MARGIN * delays.W_max), n_gradients)
+    name, stepsize = bound.lowest(bounds)
+    return Chosen(stepsize, name, constants, delays, n_gradients)
+
+
+def _probe_staleness(comm, config: Config, objective, batches, x0, delays_s) -> tuple[float, Delays | None]:
+    """Gradients per second of all ranks, and on rank 0 their staleness, in a run whose updates are zero."""
+    replicas = exchange.make(config.exchange, comm, x0, config.seed)
+    gradient, starts, ends, versions = np.empty_like(x0), [], [], []
+    comm.Barrier()
+    clock = Clock(comm, platform.node())
+    while not replicas.stopping:
+        replicas.pull()
+        if replicas.gradients >= PROBE_STEPS * comm.size:
+            replicas.stop()
+        if not replicas.computes:
+            time.sleep(IDLE_S)
+        elif not replicas.stopping:
+            versions.append(replicas.versions.copy())
+            starts.append(clock.now())
+            objective.loss_and_gradient(replicas.parameters, batches.batch(replicas.made), gradient)
+            if delays_s is not None:
+                time.sleep(next(delays_s))
+            ends.append(clock.now())
+            replicas.push(_no_change)
+    seconds = clock.now()
+    replicas.settle()
+    gradients_per_s = replicas.gradients / seconds
+    replicas.free()
+    logs = comm.gather((np.array(starts), np.array(ends), np.array(versions).reshape(-1, comm.size)), root=0)
+    if comm.rank:
+        return gradients_per_s, None
+    starts, ends, versions = zip(*logs, strict=True)
+    measured = measure(starts, causal_order(ends, versions), versions, every=1).as_dict()
+    return gradients_per_s, Delays(*(float(measured[name]) for name in Delays._fields))
+
+
+def _no_change(lo: int, hi: int, out: np.ndarray) -> None:
+    out.fill(0)
