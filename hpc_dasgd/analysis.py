@@ -25,7 +25,7 @@ from hpc_dasgd import schema
 from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.staleness import Staleness, measure
-from hpc_dasgd.versions import Order, causal_order
+from hpc_dasgd.versions import Order, causal_order, replicas_at
 
 _MEMORY_BYTES = 1 << 30  # of version vectors; where there are more, they are read piece by piece
 
@@ -105,6 +105,11 @@ class Run:
         except (ConfigError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"this version cannot read the settings of {self.directory}: {error}") from None
 
+    @cached_property
+    def settings(self) -> dict[str, dict]:
+        """Settings by section as they stand in the file, of any version; empty where they cannot be read."""
+        return sections(self.attributes["config"])
+
     @property
     def counts(self) -> np.ndarray:
         """Gradients of each rank, shape (n_ranks,), int64."""
@@ -131,6 +136,11 @@ class Run:
             for name in ("t_start_s", "t_end_s") if drift_s else ():
                 part[name] *= 1 + drift_s / self.attributes["seconds"]
         return rows
+
+    def rows(self, rank: int) -> slice:
+        """Rows of `gradients` that are of `rank`."""
+        end = int(self.counts[: rank + 1].sum())
+        return slice(end - int(self.counts[rank]), end)
 
     @cached_property
     def evaluation(self) -> np.ndarray:
@@ -168,6 +178,20 @@ class Run:
         """
         return self._staleness
 
+    def measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gradients whose staleness is known, as rows of `gradients`, and that; raises as `staleness`."""
+        missed = self.staleness().missed
+        firsts = np.cumsum(self.counts) - self.counts
+        logged = [
+            np.arange(first, first + count, self.versions_every)
+            for first, count in zip(firsts, self.counts, strict=True)
+        ]
+        return np.concatenate(logged), missed.staleness[np.argsort(missed.rank, kind="stable")]
+
+    def replicas(self, moments: np.ndarray) -> np.ndarray:
+        """Look up the version vectors of all replicas at given moments: `versions.replicas_at` of the log."""
+        return replicas_at(moments, self._by_rank("t_start_s"), self.version_rows(), self.versions_every)
+
     def parameters(self) -> dict[str, np.ndarray]:
         """Final parameters by name, each in its shape; one flat ``parameters`` where they have no names.
 
@@ -186,9 +210,8 @@ class Run:
     @cached_property
     def order(self) -> Order:
         """The global order of the gradients; raises as `staleness`."""
-        ends = np.split(self.gradients["t_end_s"], np.cumsum(self.counts)[:-1])
         try:
-            return causal_order(ends, self.version_rows(), self.versions_every)
+            return causal_order(self._by_rank("t_end_s"), self.version_rows(), self.versions_every)
         except ValueError as error:
             raise ConfigError(f"the log of {self.directory} is damaged: {error}") from None
 
@@ -213,8 +236,7 @@ class Run:
     @cached_property
     def _staleness(self) -> Staleness:
         versions = self.version_rows()
-        starts = np.split(self.gradients["t_start_s"], np.cumsum(self.counts)[:-1])
-        return measure(starts, self.order, versions, self.versions_every)
+        return measure(self._by_rank("t_start_s"), self.order, versions, self.versions_every)
 
     def _pace_by_rank(self) -> Iterator[np.ndarray]:
         for rank, source in enumerate(self._files):
@@ -228,6 +250,9 @@ class Run:
             rows["rank"] = rank
             _read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
             yield rows
+
+    def _by_rank(self, name: str) -> list[np.ndarray]:
+        return np.split(self.gradients[name], np.cumsum(self.counts)[:-1])
 
     def _rows_on_demand(self) -> list[_VersionRows]:
         return [_VersionRows(source, self.n_ranks) for source in self._files]
@@ -267,6 +292,14 @@ def open_run(path: str | os.PathLike) -> Run:
     return run
 
 
+def sections(toml: str) -> dict[str, dict]:
+    """Return the sections of settings given as TOML text; none where it cannot be read."""
+    try:
+        return {name: section for name, section in tomllib.loads(toml).items() if isinstance(section, dict)}
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
 def export(run: Run, path: str | os.PathLike) -> None:
     """Write the final parameters to exactly `path`, as a ``.npz`` archive with one array per name.
 
@@ -302,12 +335,7 @@ def _open(path: Path) -> h5py.File:
 
 def _warnings_of(attributes: dict) -> list[str]:
     """What the settings say about the log; nothing where this version cannot read them."""
-    try:
-        exchange = tomllib.loads(attributes["config"]).get("exchange", {})
-    except tomllib.TOMLDecodeError:
-        exchange = {}
-    if not isinstance(exchange, dict):
-        exchange = {}
+    exchange = sections(attributes["config"]).get("exchange", {})
     warnings = []
     if attributes["status"] != "complete":
         warnings.append("the run is not complete: it is going on, or was killed")

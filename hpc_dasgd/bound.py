@@ -15,6 +15,8 @@ from hpc_dasgd.theory import Bound, Constants, Delays
 
 CONSTANTS = Constants._fields
 _BLOCKS = 20  # of the run, whose means tell how far the mean of squared norms can be trusted
+# That `hold` takes at most without a replay: variances and curvatures at two points.
+GRADIENTS = 2 * estimation.GRADIENTS
 _VISITS = 200  # replicas that are probed in a replay
 _HOW = {
     "log": "logged norms less the known variance",

@@ -116,9 +116,9 @@ def _parser() -> _Parser:
     staleness.add_argument("run", metavar="RUN")
     staleness.add_argument("--json", action="store_true", help="print one JSON object")
 
-    report = command("report", _report, "summary of a run on the terminal, and plots")
+    report = command("report", _report, "summary of a run on the terminal, plots, and a page with everything")
     report.add_argument("run", metavar="RUN")
-    report.add_argument("--output", metavar="DIR", help="where the plots go (default RUN/report)")
+    report.add_argument("--output", metavar="DIR", help="where plots and page go (default RUN/report)")
 
     compare = command("compare", _compare, "several runs in one table and one picture")
     compare.add_argument("runs", nargs="+", metavar="RUN")
@@ -239,9 +239,15 @@ def _report(options) -> None:
     from hpc_dasgd import analysis, report
 
     run = analysis.open_run(options.run)
-    print(report.summary(run))
-    for path in report.write_plots(run, Path(options.output or run.directory / "report")):
+    held, reason = report.bounds(run)
+    print(report.summary(run, held))
+    if reason:
+        print(f"note: no bounds: {reason}; see {PROGRAM} bound --help")
+    directory = Path(options.output or run.directory / "report")
+    paths = report.write_plots(run, directory)
+    for path in paths:
         print(f"plot: {path}")
+    print(f"page: {report.write_page(run, paths, directory, held)}")
 
 
 def _compare(options) -> None:

@@ -9,7 +9,6 @@ Like the runs, a comparison refers to what was in the files when the runs were o
 import json
 import math
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import plots
-from hpc_dasgd.analysis import Run
+from hpc_dasgd.analysis import Run, sections
 from hpc_dasgd.errors import ConfigError
 
 PICTURE = "compare.png"
@@ -112,7 +111,7 @@ def compare(runs: Sequence[Run], loss: float | None = None) -> Comparison:
         warnings = list(run.warnings)
         settings[label] = _settings(run, warnings)
         # Settings that another version wrote may still tell the exchange.
-        exchange = (settings[label] or _sections(run.attributes["config"])).get("exchange", {})
+        exchange = (settings[label] or run.settings).get("exchange", {})
         rows.append({"label": label, **_numbers(run, exchange, loss, warnings), "warnings": warnings})
     n_ranks = {row["label"]: row["n_ranks"] for row in rows}
     return Comparison(loss, rows, _differences(settings, n_ranks), list(runs))
@@ -160,16 +159,9 @@ def _shortest_end(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> tuple[
 def _settings(run: Run, warnings: list[str]) -> dict[str, dict]:
     """All sections of a run's settings; none where this version of the package cannot read them."""
     try:
-        return _sections(run.config.to_toml())
+        return sections(run.config.to_toml())
     except ConfigError as error:
         warnings.append(str(error))
-        return {}
-
-
-def _sections(toml: str) -> dict[str, dict]:
-    try:
-        return {name: section for name, section in tomllib.loads(toml).items() if isinstance(section, dict)}
-    except tomllib.TOMLDecodeError:
         return {}
 
 

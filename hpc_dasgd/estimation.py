@@ -12,6 +12,7 @@ _PROBE_RANK = 1 << 63  # whose batches no rank of a run draws
 _GROUPS, _GROUP = 8, 8  # batches whose gradients a variance is estimated from
 _CURVATURE_BATCHES = 8
 _CURVATURE_STEPS, _CURVATURE_TOLERANCE = 40, 0.01
+GRADIENTS = _GROUPS * _GROUP + 2 * _CURVATURE_BATCHES * _CURVATURE_STEPS  # taken at a point, at most
 _DIFFERENCE = 1e-5  # of a finite difference, relative to the norm of the parameters
 
 

@@ -1,4 +1,4 @@
-"""A run at a glance: a summary for the terminal, plots as PNG. Needs no MPI."""
+"""A run at a glance: a summary for the terminal, plots as PNG, a page. Needs no MPI."""
 
 import math
 from collections import Counter
@@ -6,19 +6,135 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import plots
+from hpc_dasgd import bound, page, pictures, plots, timeline
 from hpc_dasgd.analysis import Run
+from hpc_dasgd.config import KNOWN_STALENESS
+from hpc_dasgd.diagnosis import warnings
+from hpc_dasgd.errors import ConfigError
 
-_POINTS = 2000  # per line of a plot: more than its width in pixels
-_SMOOTHED = 200  # points of a smoothed loss
+PAGE = "report.html"
 _TABLE_RANKS = 32
-_PLOTTED_RANKS = 16  # whose lines are told apart; beyond, a sample of the ranks is drawn
-_STALENESS_BINS = 60
+_BOUNDED = KNOWN_STALENESS  # exchanges that the bounds say something of
+_PATIENCE_S = 20  # for estimating what the bounds take of an objective
+_OVER_TOPOLOGY = ("read", "gossip")  # exchanges that `exchange.topology` means something to
 _STATUS = {"complete": "complete", "running": "running, or ended before its end"}
 
 
-def summary(run: Run) -> str:
-    """Return what a run was and what it came to, as text for the terminal."""
+def summary(run: Run, held: dict | None = None) -> str:
+    """Return what a run was and what it came to, as text for the terminal.
+
+    Parameters
+    ----------
+    run : Run
+    held : dict, optional
+        What ``bound --json`` prints; its warnings are shown.
+    """
+    lines = [f"{name + ':':<15}{value}" for name, value in _facts(run)]
+    return "\n".join([*lines, "", *_rank_table(run), *(f"warning: {text}" for text in warnings(run, held))])
+
+
+def write_plots(run: Run, directory: Path) -> list[Path]:
+    """Write the plots of a run as PNG files; those that its log has nothing for are left out.
+
+    Parameters
+    ----------
+    run : Run
+    directory : Path
+        Made with its parents where it does not exist.
+
+    Returns
+    -------
+    paths : list of Path
+        ``loss_seconds.png`` and others, in the order of the page.
+
+    Raises
+    ------
+    ConfigError
+        If the directory cannot be written to.
+    """
+    directory = Path(directory)
+    with plots.writing_to(directory):
+        return [_write(directory / name, draw, run) for name, draw in _plots(run).items()]
+
+
+def write_page(run: Run, paths: list[Path], directory: Path, held: dict | None = None) -> Path:
+    """Write ``report.html``: all there is to see of a run, in one file that needs no other.
+
+    Parameters
+    ----------
+    run : Run
+    paths : list of Path
+        The plots, as `write_plots` returned them.
+    directory : Path
+        Where the page goes; there already, or made with its parents.
+    held : dict, optional
+        What ``bound --json`` prints.
+
+    Raises
+    ------
+    ConfigError
+        If the directory cannot be written to.
+    """
+    path = Path(directory) / PAGE
+    content = page.Content(
+        name=run.directory.resolve().name,
+        status=run.status,
+        lead=_lead(run),
+        warnings=warnings(run, held),
+        figures=_figures(run),
+        facts=_facts(run) + _versions(run),
+        ranks=_rank_rows(run),
+        settings=run.attributes["config"],
+        bound=held,
+    )
+    with plots.writing_to(path.parent):
+        pictures = {plot.stem: plot.read_bytes() for plot in paths}
+        path.write_text(page.html(content, pictures), encoding="utf-8")
+    return path
+
+
+def bounds(run: Run) -> tuple[dict | None, str | None]:
+    """Hold a run against the bounds, as far as that can be done here and quickly.
+
+    Returns
+    -------
+    bound : dict or None
+        As ``bound --json`` prints it.
+    reason : str or None
+        Why there is none; None also where nobody would ask.
+    """
+    if not (run.versions_every and run.counts.any()) or run.settings.get("exchange", {}).get("kind") not in _BOUNDED:
+        return None, None
+    gradient_s = float(np.median(run.gradients["t_end_s"] - run.gradients["t_start_s"]))
+    if gradient_s * bound.GRADIENTS > _PATIENCE_S:
+        return None, f"would take about {gradient_s * bound.GRADIENTS:.0f} s"
+    try:
+        return bound.hold(run).as_dict(), None
+    except (ConfigError, ImportError) as error:
+        return None, str(error)
+
+
+def _plots(run: Run) -> dict:
+    """What draws the plots that the log of a run has something for, by file name."""
+    if not run.counts.any():
+        return {}
+    known, several = run.versions_every > 0, run.n_ranks > 1
+    drawn = {
+        "loss_seconds.png": pictures.loss_over_seconds,
+        "loss_gradients.png": pictures.loss_over_gradients,
+        "staleness.png": pictures.staleness_histogram if known else None,
+        "staleness_time.png": pictures.staleness_over_time if known else None,
+        "missed.png": pictures.missed_by_pair if known and several else None,
+        "behind.png": timeline.behind if known and several else None,
+        "timeline.png": timeline.gradients_in_the_middle,
+        "activity.png": timeline.activity,
+        "progress.png": timeline.progress,
+    }
+    return {name: draw for name, draw in drawn.items() if draw}
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was run and what it came to, in words."""
     attributes = run.attributes
     seconds = run.seconds
     n_gradients = int(run.counts.sum())
@@ -37,46 +153,63 @@ def summary(run: Run) -> str:
         ("exchanges", _pace(run)),
         ("clock error", _number(attributes.get("clock_error_s"), " s")),
     ]
-    lines = [f"{name + ':':<15}{value}" for name, value in rows if value is not None]
-    return "\n".join([*lines, "", *_rank_table(run), *(f"warning: {warning}" for warning in run.warnings)])
+    return [(name, value) for name, value in rows if value is not None]
 
 
-def write_plots(run: Run, directory: Path) -> list[Path]:
-    """Write the plots of a run as PNG files; those that its log has nothing for are left out.
+def _versions(run: Run) -> list[tuple[str, str]]:
+    """With what a run was made, as far as it is not in `_facts`."""
+    suffix = "_version"
+    versions = {name.removesuffix(suffix): value for name, value in run.attributes.items() if name.endswith(suffix)}
+    rows = [
+        ("command", run.attributes.get("command")),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items()) or None),
+    ]
+    return [(name, str(value)) for name, value in rows if value is not None]
 
-    Parameters
-    ----------
-    run : Run
-    directory : Path
-        Made with its parents where it does not exist.
 
-    Returns
-    -------
-    paths : list of Path
-        Of ``loss_seconds.png``, ``loss_gradients.png``, ``staleness.png``, ``progress.png``.
+def _lead(run: Run) -> str:
+    """Say in one line what a run did."""
+    objective, exchange = (run.settings.get(name, {}) for name in ("objective", "exchange"))
+    parts = [
+        f"{run.n_ranks} rank{'' if run.n_ranks == 1 else 's'} on {_hosts(run.attributes.get('hosts', []))}",
+        f"objective {objective['kind']}" if "kind" in objective else "",
+        f"exchange {exchange['kind']}" if "kind" in exchange else "",
+        f"topology {exchange['topology']}" if exchange.get("kind") in _OVER_TOPOLOGY and "topology" in exchange else "",
+        run.attributes.get("started", ""),
+    ]
+    return " \N{MIDDLE DOT} ".join(part for part in parts if part)
 
-    Raises
-    ------
-    ConfigError
-        If the directory cannot be written to.
-    """
-    drawn = {
-        "loss_seconds.png": _plot_loss_over_seconds,
-        "loss_gradients.png": _plot_loss_over_gradients,
-        "staleness.png": _plot_staleness,
-        "progress.png": _plot_progress,
-    }
-    if not run.counts.any():
-        drawn = {}
-    elif not run.versions_every:
-        del drawn["staleness.png"]
-    directory = Path(directory)
-    with plots.writing_to(directory):
-        return [_write(directory / name, plot, run) for name, plot in drawn.items()]
+
+def _figures(run: Run) -> list[tuple[str, str]]:
+    """Key figures of a run and their names; those that are not known are left out."""
+    seconds, n_gradients, last = run.seconds, int(run.counts.sum()), run.evaluation[-1:]
+    loss, accuracy = (float(last[name][0]) if last.size else math.nan for name in ("loss", "accuracy"))
+    staleness = run.staleness().as_dict() if run.versions_every and n_gradients else {}
+    figures = [
+        ("gradients", f"{n_gradients:,}"),
+        ("gradients/s", _with_commas(_rate(n_gradients, seconds))),
+        ("seconds", f"{seconds:,.1f}"),
+        ("final loss", _number(loss)),
+        ("accuracy", None if math.isnan(accuracy) else f"{accuracy:.2%}"),
+        ("S_avg", _number(staleness.get("S_avg"))),
+        ("S_max", _number(staleness.get("S_max"))),
+        ("drift", None if (drift := run.attributes.get("drift")) is None or math.isnan(drift) else f"{drift:.2g}"),
+        ("dropped reads", f"{dropped:,}" if (dropped := run.attributes.get("dropped_reads")) is not None else None),
+    ]
+    return [(name, value) for name, value in figures if value is not None]
 
 
 def _rate(count: int, seconds: float) -> str:
-    return f"{count / seconds:.4g}/s" if seconds > 0 else "-"
+    if seconds <= 0:
+        return "-"
+    rate = count / seconds
+    return f"{rate:.4g}/s" if rate < 1000 else f"{rate:.0f}/s"
+
+
+def _with_commas(rate: str) -> str:
+    """A rate as a number alone."""
+    number = rate.removesuffix("/s")
+    return f"{int(number):,}" if number.isdigit() else number
 
 
 def _number(value, unit: str = "") -> str | None:
@@ -120,6 +253,26 @@ def _staleness_rows(run: Run):
         yield "staleness", "  ".join(f"{name} {result[name]:.4g}" for name in ("S_avg", "S_rms", "S_max"))
 
 
+def _rank_rows(run: Run) -> list[dict]:
+    """By rank its host and numbers, as text by heading."""
+    hosts = run.attributes.get("hosts") or [""] * run.n_ranks
+    busy = timeline.busy_shares(run)
+    known = run.versions_every and run.counts.any()
+    staleness = run.staleness().as_dict()["per_rank"] if known else [{}] * run.n_ranks
+    return [
+        {
+            "rank": str(rank),
+            "gradients": f"{run.counts[rank]:,}",
+            "gradients/s": _with_commas(_rate(run.counts[rank], run.seconds)),
+            "computing": "-" if math.isnan(busy[rank]) else f"{busy[rank]:.0%}",
+            "S_avg": _number(numbers.get("S_avg")) or "-",
+            "S_max": _number(numbers.get("S_max")) or "-",
+            "host": host,
+        }
+        for rank, (host, numbers) in enumerate(zip(hosts, staleness, strict=False))
+    ]
+
+
 def _rank_table(run: Run) -> list[str]:
     hosts = run.attributes.get("hosts") or [""] * run.n_ranks
     seconds = run.seconds
@@ -132,78 +285,9 @@ def _rank_table(run: Run) -> list[str]:
     return lines
 
 
-def _write(path: Path, plot, run: Run) -> Path:
-    figure = plots.blank_figure(7, 4.5)
-    axes = figure.add_subplot()
-    axes.set_title(run.directory.resolve().name)
-    axes.grid(alpha=0.3)
-    plot(run, axes)
+def _write(path: Path, draw, run: Run) -> Path:
+    figure = plots.blank_figure(6.4, 4.4)
+    figure.suptitle(run.directory.resolve().name, parse_math=False, fontsize="medium")
+    draw(run, figure)
     figure.savefig(path)
     return path
-
-
-def _by_rank(run: Run):
-    """Yield ``(rank, its gradients)`` of as many ranks as a plot has room for."""
-    ends = np.cumsum(run.counts)
-    chosen = np.flatnonzero(run.counts)
-    if chosen.size > _PLOTTED_RANKS:
-        chosen = chosen[np.linspace(0, chosen.size - 1, _PLOTTED_RANKS).round().astype(int)]
-    for rank in chosen:
-        yield rank, run.gradients[ends[rank] - run.counts[rank] : ends[rank]]
-
-
-def _plot_loss(run: Run, axes, position, evaluation_x: np.ndarray) -> None:
-    """Draw the loss against `position`, a function of seconds: smoothed by rank, and as evaluated."""
-    lowest = math.inf
-    for rank, gradients in _by_rank(run):
-        seconds, loss = (_block_means(gradients[name], _SMOOTHED) for name in ("t_end_s", "loss"))
-        lowest = min(lowest, loss.min())
-        axes.plot(position(seconds), loss, linewidth=1, alpha=0.6, label=f"rank {rank}, batches")
-    evaluated = np.isfinite(run.evaluation["loss"])
-    if evaluated.any():
-        loss = run.evaluation["loss"][evaluated]
-        lowest = min(lowest, loss.min())
-        axes.plot(evaluation_x[evaluated], loss, "k.-", linewidth=1.5, label="evaluation set")
-    if lowest > 0:
-        axes.set_yscale("log")
-    axes.set_ylabel("loss (of batches: running mean)")
-    axes.legend(loc="upper right", fontsize="x-small", ncols=2)
-
-
-def _plot_loss_over_seconds(run: Run, axes) -> None:
-    _plot_loss(run, axes, lambda seconds: seconds, run.evaluation["t_s"])
-    axes.set_xlabel("time since the start (s)")
-
-
-def _plot_loss_over_gradients(run: Run, axes) -> None:
-    ends = np.sort(run.gradients["t_end_s"])
-    _plot_loss(run, axes, lambda seconds: np.searchsorted(ends, seconds), run.evaluation["gradients"])
-    axes.set_xlabel("gradients of all ranks")
-
-
-def _plot_staleness(run: Run, axes) -> None:
-    staleness = run.staleness()
-    numbers = staleness.as_dict()
-    edges, counts = staleness.histogram(_STALENESS_BINS)
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", edgecolor="white", linewidth=0.3, log=True)
-    for name, color in (("S_avg", "C1"), ("S_rms", "C3")):
-        # Bar of staleness s covers [s, s + 1).
-        axes.axvline(numbers[name] + 0.5, color=color, label=f"{name} {numbers[name]:.4g}")
-    axes.set_xlabel(f"staleness (gradients missed), at most {numbers['S_max']}")
-    axes.set_ylabel("gradients")
-    axes.legend(loc="upper right")
-
-
-def _plot_progress(run: Run, axes) -> None:
-    for rank, gradients in _by_rank(run):
-        shown = np.unique(np.linspace(0, gradients.size - 1, _POINTS).astype(int))
-        axes.plot(gradients["t_end_s"][shown], shown + 1, linewidth=1, label=f"rank {rank}")
-    axes.set_xlabel("time since the start (s)")
-    axes.set_ylabel("gradients of the rank")
-    axes.legend(loc="upper left", fontsize="x-small", ncols=2)
-
-
-def _block_means(values: np.ndarray, n_blocks: int) -> np.ndarray:
-    """Means of `values` over at most `n_blocks` blocks of nearly equal length."""
-    begins = np.linspace(0, values.size, min(n_blocks, values.size), endpoint=False).astype(int)
-    return np.add.reduceat(values, begins) / np.diff(begins, append=values.size)

@@ -47,16 +47,21 @@ class Missed:
         Rank of each gradient whose vector was logged, in the global order.
     staleness : ndarray, shape (n_measured,), int64
         ``S_t``, gradients missed.
-    per_source : ndarray, shape (n_ranks,), int64
-        How many of the missed gradients were of each rank; sums to ``staleness.sum()``.
+    per_pair : ndarray, shape (n_ranks, n_ranks), int64
+        ``[i, j]``: how many gradients of rank `j` those of rank `i` missed; sums to ``staleness.sum()``.
     reach : ndarray, shape (T,), int64
         ``W_s`` of every gradient, in the global order.
     """
 
     rank: np.ndarray
     staleness: np.ndarray
-    per_source: np.ndarray
+    per_pair: np.ndarray
     reach: np.ndarray
+
+    @property
+    def per_source(self) -> np.ndarray:
+        """How many of the missed gradients were of each rank, shape (n_ranks,), int64."""
+        return self.per_pair.sum(axis=0)
 
 
 def causal_order(times, versions, every=1):
@@ -118,12 +123,12 @@ def missed_gradients(order, versions, every=1):
     missed : Missed
     """
     staleness = np.zeros(order.rank.size, dtype=np.int64)
-    per_source = np.zeros(order.counts.size, dtype=np.int64)
+    per_pair = np.zeros((order.counts.size,) * 2, dtype=np.int64)
     holding = [np.zeros(count + 1, dtype=np.int64) for count in order.counts]
     for t, held, completed in walk(order, versions, every):
         missed = completed - held
         staleness[t] = missed.sum(axis=1, dtype=np.int64)
-        per_source += missed.sum(axis=0, dtype=np.int64)
+        _add_rows_at(per_pair, order.rank[t], missed)
         for held_of_source, weight in zip(held.T, holding, strict=True):
             _add_at(weight, held_of_source, staleness[t])
     after = staleness.sum() - np.cumsum(staleness)
@@ -134,7 +139,7 @@ def missed_gradients(order, versions, every=1):
         position = np.flatnonzero(order.rank == source)
         reach[position] = after[position] - held_later
     measured = order.index % every == 0
-    return Missed(order.rank[measured], staleness[measured], per_source, reach)
+    return Missed(order.rank[measured], staleness[measured], per_pair, reach)
 
 
 def replicas_at(moments, starts, versions, every=1):
@@ -265,3 +270,12 @@ def _add_at(total, index, amount):
     # float64 weights are exact: the sums of a block stay far below 2**53
     sums = np.bincount(index - low, weights=amount)
     total[low : low + sums.size] += sums.astype(np.int64)
+
+
+def _add_rows_at(total, index, rows):
+    """Do ``total[index] += rows`` with repeated indices."""
+    if index.size == 0:
+        return
+    by_index = np.argsort(index, kind="stable")
+    values, begins = np.unique(index[by_index], return_index=True)
+    total[values] += np.add.reduceat(rows[by_index], begins, axis=0, dtype=np.int64)

@@ -108,7 +108,7 @@ def test_the_next_command_works(trained):
     assert report.returncode == 0, report.stderr
     assert report.stderr == ""
     plots = [line.removeprefix("plot: ") for line in report.stdout.splitlines() if line.startswith("plot: ")]
-    assert len(plots) == 4
+    assert len(plots) == 9
     for plot in plots:
         assert (program.folder / plot).parent == run / "report"
         assert (program.folder / plot).read_bytes().startswith(b"\x89PNG")
@@ -118,7 +118,7 @@ def test_report_writes_where_it_is_told(trained, tmp_path):
     program, _, run = trained
     done = program(None, "report", run, "--output", tmp_path / "plots")
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "plots").glob("*.png"))) == 4
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 9
     assert str(tmp_path / "plots") in done.stdout
 
 

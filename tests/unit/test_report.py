@@ -11,8 +11,10 @@ from hpc_dasgd import report
 from hpc_dasgd.analysis import open_run
 from hpc_dasgd.errors import ConfigError
 
-PLOTS = ["loss_seconds.png", "loss_gradients.png", "staleness.png", "progress.png"]
-ATTRIBUTES = {"seconds": 50.0, "drift": 1.5e-7, "dropped_reads": 12, "clock_error_s": 2e-6}
+ANY = ["loss_seconds.png", "loss_gradients.png", "timeline.png", "activity.png", "progress.png"]
+WITH_VERSIONS = ["staleness.png", "staleness_time.png"]
+OF_SEVERAL_RANKS = ["missed.png", "behind.png"]
+ATTRIBUTES = {"seconds": 50.0, "drift": 1.5e-7, "dropped_reads": 2, "clock_error_s": 2e-6}
 
 
 def write_run(directory, n_ranks=3, every=1, complete=True, evaluated=True, n_gradients=300):
@@ -53,7 +55,7 @@ def test_summary_tells_what_matters(tmp_path):
         "accuracy: 0.625, best 0.875 after 2.0 s",
         f"staleness: S_avg {numbers['S_avg']:.4g} S_rms {numbers['S_rms']:.4g} S_max {numbers['S_max']}",
         "drift: 1.5e-07",
-        "dropped reads: 12",
+        "dropped reads: 2",
         *table,
     ):
         assert line in text.splitlines()
@@ -91,48 +93,26 @@ def test_long_tables_are_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"n_ranks": 20, "evaluated": False}, {"n_ranks": 1, "n_gradients": 1, "complete": False}],
+    ("options", "names"),
+    [
+        ({}, ANY + WITH_VERSIONS + OF_SEVERAL_RANKS),
+        ({"n_ranks": 64, "every": 10, "evaluated": False, "n_gradients": 640}, ANY + WITH_VERSIONS + OF_SEVERAL_RANKS),
+        ({"n_ranks": 1, "n_gradients": 1, "complete": False}, ANY + WITH_VERSIONS),
+        ({"every": 0}, ANY),
+    ],
 )
-def test_plots_are_pictures(tmp_path, options):
-    paths = report.write_plots(write_run(tmp_path / "run", **options), tmp_path / "a" / "plots")
-    assert paths == [tmp_path / "a" / "plots" / name for name in PLOTS]
+def test_plots_are_pictures(tmp_path, options, names):
+    directory = tmp_path / "a" / "plots"
+    paths = report.write_plots(write_run(tmp_path / "run", **options), directory)
+    assert {path.name for path in paths} == set(names)
+    assert sorted(directory.iterdir()) == sorted(paths)
     assert all(is_drawn(path) for path in paths)
-
-
-def test_without_versions_there_is_no_staleness_plot(tmp_path):
-    paths = report.write_plots(write_run(tmp_path / "run", every=0), tmp_path / "plots")
-    assert [path.name for path in paths] == ["loss_seconds.png", "loss_gradients.png", "progress.png"]
-    assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)
 
 
 def test_a_run_without_gradients_has_a_summary_and_no_plots(tmp_path):
     run = write_run(tmp_path / "run", n_gradients=0, complete=False, evaluated=False)
     assert "gradients: 0 in 0.0 s" in re.sub(" +", " ", report.summary(run))
     assert report.write_plots(run, tmp_path / "plots") == []
-
-
-def test_loss_is_shown_on_a_log_scale_where_it_is_positive(tmp_path):
-    from matplotlib.figure import Figure
-
-    run = write_run(tmp_path)
-    axes = Figure().add_subplot()
-    report._plot_loss_over_gradients(run, axes)
-    assert axes.get_yscale() == "log"
-    assert [line.get_label() for line in axes.lines][-1] == "evaluation set"
-    assert axes.lines[-1].get_xdata().tolist() == [10, 20, 30]
-    run.gradients["loss"] -= 1
-    axes = Figure().add_subplot()
-    report._plot_loss_over_gradients(run, axes)
-    assert axes.get_yscale() == "linear"
-
-
-def test_smoothing_keeps_the_mean():
-    values = np.random.default_rng(0).random(1000)
-    assert report._block_means(values, 1000).tolist() == values.tolist()
-    np.testing.assert_allclose(report._block_means(values, 10), values.reshape(10, 100).mean(axis=1))
-    uneven = report._block_means(values[:7], 3)
-    np.testing.assert_allclose(uneven, [values[:2].mean(), values[2:4].mean(), values[4:7].mean()])
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -22,8 +22,8 @@ def gradients_in(order):
 
 
 def brute_force(run, sequence, every):
-    """Staleness, its sources and the reach by sets, straight from the definitions."""
-    staleness, per_source = [], np.zeros(run.n_ranks, dtype=int)
+    """Staleness, who missed whose and the reach by sets, straight from the definitions."""
+    staleness, per_pair = [], np.zeros((run.n_ranks, run.n_ranks), dtype=int)
     reach = dict.fromkeys(sequence, 0)
     for t, (rank, index) in enumerate(sequence):
         if index % every:
@@ -31,9 +31,9 @@ def brute_force(run, sequence, every):
         missed = set(sequence[:t]) - run.held[rank][index]
         staleness.append(len(missed))
         for gradient in missed:
-            per_source[gradient[0]] += 1
+            per_pair[rank, gradient[0]] += 1
             reach[gradient] += len(missed)
-    return staleness, per_source, [reach[s] for s in sequence]
+    return staleness, per_pair, [reach[s] for s in sequence]
 
 
 @settings(deadline=None, max_examples=150)
@@ -42,9 +42,9 @@ def test_staleness_and_reach_agree_with_sets(run, every):
     versions = [v[::every] for v in run.versions]
     order = causal_order(run.end, versions, every)
     missed = missed_gradients(order, versions, every)
-    staleness, per_source, reach = brute_force(run, gradients_in(order), every)
+    staleness, per_pair, reach = brute_force(run, gradients_in(order), every)
     np.testing.assert_array_equal(missed.staleness, staleness)
-    np.testing.assert_array_equal(missed.per_source, per_source)
+    np.testing.assert_array_equal(missed.per_pair, per_pair)
     np.testing.assert_array_equal(missed.reach, reach)
 
 
