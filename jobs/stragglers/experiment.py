@@ -10,7 +10,7 @@ Two tasks on real handwritten digits, enlarged to 28 x 28 pixels: an MLP 784-128
 regression on even against odd. Every method trains until rank 0's evaluation loss is at the target, without
 delays, with the last rank slowed by 5 or 20 ms a step, and with delays of 5 ms on average, exponentially
 distributed, on all ranks; with the same stepsize for all methods, and with the one of `STEPSIZES` that was
-fastest for the method (without delays, for another seed).
+fastest for the method: without delays, in the worst of three runs with other seeds.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TASKS = {
 STEPSIZES = {"MLP": [0.05, 0.1, 0.2, 0.4], "logistic": [0.02, 0.05, 0.1, 0.2]}
 BATCH_SIZE = 32
 SEEDS = [1, 2, 3]
-TUNING_SEED = 0
+TUNING_SEEDS = [0, 10, 11]
 LONGEST_S = 8.0
 
 
@@ -100,10 +100,11 @@ def cases(comm, done):
             known.add(values)
             yield dict(zip(names, values, strict=True))
 
-    for task in TASKS:
-        for method in METHODS:
-            for stepsize in STEPSIZES[task]:
-                yield from new(task, method, "no delays", stepsize, TUNING_SEED)
+    for seed in TUNING_SEEDS:
+        for task in TASKS:
+            for method in METHODS:
+                for stepsize in STEPSIZES[task]:
+                    yield from new(task, method, "no delays", stepsize, seed)
     for seed in SEEDS:
         for task in TASKS:
             for delay in delays(comm.size):
@@ -113,9 +114,14 @@ def cases(comm, done):
 
 
 def tuned(runs, task, method):
-    """The stepsize that was fastest in the tuning; the smallest where none reached the target."""
-    found = [run for run in runs if (run["task"], run["method"], run["seed"]) == (task, method, TUNING_SEED)]
-    return min(found, key=lambda run: (run["seconds"] or np.inf, run["stepsize"]))["stepsize"]
+    """The stepsize that was fastest in the worst of its tuning runs; the smallest where none always got there."""
+
+    def worst(stepsize):
+        wanted = (task, method, stepsize)
+        found = [run for run in runs if (run["task"], run["method"], run["stepsize"]) == wanted]
+        return max(run["seconds"] or np.inf for run in found if run["seed"] in TUNING_SEEDS)
+
+    return min(STEPSIZES[task], key=worst)
 
 
 def train(comm, folder, number, case):
