@@ -14,6 +14,7 @@ from hpc_dasgd.estimation import Estimate, Probe
 from hpc_dasgd.theory import Bound, Constants, Delays
 
 CONSTANTS = Constants._fields
+REACH_MARGIN = 4
 _BLOCKS = 20  # of the run, whose means tell how far the mean of squared norms can be trusted
 # That `hold` takes at most without a replay: variances and curvatures at two points.
 GRADIENTS = 2 * estimation.GRADIENTS
@@ -200,6 +201,33 @@ def lowest(bounds: Mapping[str, Bound]) -> tuple[str, float]:
     best = {name: bound.best_stepsize() for name, bound in bounds.items()}
     name = min(best, key=lambda name: bounds[name].value(best[name]))
     return name, best[name]
+
+
+def choose(objective, batches, x0: np.ndarray, delays: Delays, n_gradients: int) -> tuple[str, float, Constants]:
+    """Choose a stepsize before a run: the one of the lowest bound, with constants estimated at the start.
+
+    Parameters
+    ----------
+    objective : Objective
+    batches : Sampler
+        From `estimation.sampler`.
+    x0 : ndarray, shape (n_params,)
+    delays : Delays
+        Of a probe or a simulation, which see less of the extremes than a run: their reach counts `REACH_MARGIN`
+        times, which halves the largest stepsize of bound B. An infinite one leaves bound A alone.
+    n_gradients : int
+
+    Returns
+    -------
+    name : str
+        Of the bound.
+    stepsize : float
+    constants : Constants
+    """
+    found = estimation.estimate(objective, batches, [x0], [estimation.probe(objective, batches, x0)])
+    constants = _values(found)
+    bounds = both(constants, delays._replace(W_max=REACH_MARGIN * delays.W_max), n_gradients)
+    return *lowest({name: each for name, each in bounds.items() if each.largest_stepsize > 0}), constants
 
 
 def both(values: Constants, delays: Delays, n_gradients: int) -> dict[str, Bound]:

@@ -154,14 +154,41 @@ def _parser() -> _Parser:
 
     watch = command("watch", _watch, "follow a running job from another shell, until it ends")
     watch.add_argument("run", metavar="RUN")
-    watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between looks (default 2)")
+    watch.add_argument(
+        "--every", type=_positive(float), default=2.0, metavar="SECONDS", help="between looks (default 2)"
+    )
     watch.add_argument(
         "--patience",
-        type=_seconds,
+        type=_positive(float),
         default=60.0,
         metavar="SECONDS",
         help="give up when no file has grown for so long (default 60)",
     )
+
+    plan = command("plan", _plan, "simulates a run: how fast, how stale, before node hours are spent")
+    plan.add_argument("config", metavar="CONFIG.toml")
+    plan.add_argument("--ranks", type=_positive(int), required=True, metavar="N")
+    plan.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated"
+    )
+    plan.add_argument("--from", dest="run", metavar="RUN", help="take the times from this run (else measure them here)")
+    plan.add_argument("--compute-ms", type=_positive(float), metavar="X", help="time of a gradient, not measured then")
+    plan.add_argument("--n-params", type=_positive(int), metavar="D", help="parameters (default as there are)")
+    plan.add_argument("--cores", type=_positive(int), metavar="C", help="of a node (default as many as here)")
+    plan.add_argument("--ranks-per-node", type=_positive(int), metavar="P", help="(default one for each core)")
+    plan.add_argument(
+        "--latency-us", type=_positive(float), default=2.0, metavar="L", help="across nodes (default %(default)s)"
+    )
+    plan.add_argument(
+        "--bandwidth-GBps",
+        dest="bandwidth",
+        type=_positive(float),
+        default=10.0,
+        metavar="B",
+        help="across nodes, for one rank (default %(default)s)",
+    )
+    plan.add_argument("--seed", type=int, default=0, metavar="S", help="of the simulation (default %(default)s)")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
 
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
@@ -188,14 +215,17 @@ def _rank_and_version(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"must be RANK:VERSION, got {text!r}") from None
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= 1e9:
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
-    return seconds
+def _positive(kind: type):
+    """A type of argument: a number above 0."""
+
+    def number(text: str):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        return value
+
+    number.__name__ = {int: "whole number", float: "number"}[kind]  # as argparse calls it in errors
+    return number
 
 
 def _train_details() -> str:
@@ -300,6 +330,34 @@ def _watch(options) -> None:
     except KeyboardInterrupt:
         # How one leaves it, not a failure to speak of.
         raise SystemExit(INTERRUPTED) from None
+
+
+def _plan(options) -> None:
+    from dataclasses import replace
+
+    from hpc_dasgd import analysis
+    from hpc_dasgd.config import load_config
+    from hpc_dasgd.plan import planning
+    from hpc_dasgd.plan.times import times_from_config, times_from_run
+
+    config = load_config(options.config, options.set)
+    cores = options.cores or planning.available_cores()
+    machine = planning.Machine(
+        n_ranks=options.ranks,
+        cores=cores,
+        ranks_per_node=options.ranks_per_node or cores,
+        latency_s=options.latency_us * 1e-6,
+        bytes_per_s=options.bandwidth * 1e9,
+    )
+    if options.run is None:
+        times = times_from_config(config, options.compute_ms, options.n_params)
+    else:
+        times = times_from_run(analysis.open_run(options.run), machine.n_ranks, cores, options.n_params)
+        if options.compute_ms is not None:
+            times = replace(times, compute_s=[[options.compute_ms / 1e3]])
+    found = planning.plan(config, machine, times, options.seed)
+    found |= planning.safe_stepsize(config, found)
+    print(json.dumps(found) if options.json else planning.text(found))
 
 
 def _export(options) -> None:

@@ -15,7 +15,6 @@ from hpc_dasgd.theory import Constants, Delays
 from hpc_dasgd.versions import causal_order
 
 PROBE_STEPS = 64  # of each rank, on average
-REACH_MARGIN = 4  # a run sees rarer delays than a probe: half the largest stepsize of bound B
 IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
 
 
@@ -80,14 +79,11 @@ def as_dict(chosen: Chosen) -> dict:
 
 
 def _choose(config: Config, objective, batches, x0, gradients_per_s: float, delays: Delays) -> Chosen:
-    found = estimation.estimate(objective, batches, [x0], [estimation.probe(objective, batches, x0)])
-    constants = Constants(*(found[name].value for name in Constants._fields))
     budget = config.budget
     limits = [budget.gradients] if budget.gradients is not None else []
     limits += [budget.seconds * gradients_per_s] if budget.seconds is not None else []
     n_gradients = max(1, round(min(limits)))
-    bounds = bound.both(constants, delays._replace(W_max=REACH_MARGIN * delays.W_max), n_gradients)
-    name, stepsize = bound.lowest(bounds)
+    name, stepsize, constants = bound.choose(objective, batches, x0, delays, n_gradients)
     return Chosen(stepsize, name, constants, delays, n_gradients)
 
 

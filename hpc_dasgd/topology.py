@@ -165,6 +165,28 @@ def tree_neighbours(topology: str, rank: int, nodes: Sequence[int], *, fan_out: 
     return TREES[topology](rank, nodes, fan_out)
 
 
+def all_tree_neighbours(topology: str, nodes: Sequence[int], *, fan_out: int) -> list[tuple[int, ...]]:
+    """`tree_neighbours` of every rank, in time that grows as the number of ranks, not as its square."""
+    _check_topology(topology, TREES)
+    _check_at_least_one("fan_out", fan_out)
+    members = {}
+    for rank, node in enumerate(nodes):
+        members.setdefault(node, []).append(rank)
+    # A line is a heap of fan-out 1, a star one of fan-out n.
+    heaps, fan_out = {
+        "tree": ([[ranks[0] for ranks in members.values()], *members.values()], fan_out),
+        "ring": ([[rank for ranks in members.values() for rank in ranks]], 1),
+        "star": ([range(len(nodes))], len(nodes)),
+    }[topology]
+    neighbours = [[] for _ in nodes]
+    for heap in heaps:
+        for k in range(1, len(heap)):
+            parent = heap[(k - 1) // fan_out]
+            neighbours[parent].append(heap[k])
+            neighbours[heap[k]].append(parent)
+    return [tuple(sorted(others)) for others in neighbours]
+
+
 def graph_neighbours(topology: str, rank: int, n_ranks: int, *, degree: int, seed: int) -> Neighbours:
     """Neighbours of `rank` on the graph of that name in `GRAPHS`; `degree` and `seed` matter to "random-regular"."""
     _check_topology(topology, GRAPHS)

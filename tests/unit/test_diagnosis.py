@@ -8,7 +8,7 @@ import pytest
 import synthetic
 
 from hpc_dasgd.analysis import open_run
-from hpc_dasgd.diagnosis import warnings
+from hpc_dasgd.report.diagnosis import warnings
 
 
 def lockstep(n_ranks=3, n_each=200, delay=lambda k: 1):

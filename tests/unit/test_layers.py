@@ -48,22 +48,16 @@ FLOORS = {
     "replay": 3,
     "report": 3,
     "plots": 3,
-    "pictures": 3,
-    "timeline": 3,
-    "diagnosis": 3,
-    "page": 3,
-    "style": 3,
     "comparison": 3,
-    "looks": 3,
     "watch": 3,
+    "plan": 3,
     "cli": 4,
     "__main__": 4,
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
-    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "looks", "watch"),
-    *("pictures", "timeline", "diagnosis", "page", "style"),
+    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan"),
 )
 
 

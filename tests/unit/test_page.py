@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from hpc_dasgd import page, report
+from hpc_dasgd import report
 from hpc_dasgd.analysis import open_run
+from hpc_dasgd.report import page
 
 EVIL = "<script>alert('run')</script> & \"co\""
 VOID = {"meta", "img", "link", "br"}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from hpc_dasgd import pictures, plots, timeline
+from hpc_dasgd import plots
 from hpc_dasgd.analysis import open_run
+from hpc_dasgd.report import pictures, timeline
 
 
 @pytest.fixture

@@ -135,6 +135,13 @@ def test_a_tree_is_heaps_of_ranks_below_a_heap_of_leaders(nodes, fan_out):
 
 
 @few
+@given(NODES, FAN_OUT, st.sampled_from(list(topology.TREES)))
+def test_all_ranks_at_once_have_the_neighbours_of_each(nodes, fan_out, name):
+    each = [topology.tree_neighbours(name, rank, nodes, fan_out=fan_out) for rank in range(len(nodes))]
+    assert topology.all_tree_neighbours(name, nodes, fan_out=fan_out) == each
+
+
+@few
 @given(NODES)
 def test_a_chain_goes_through_node_after_node(nodes):
     neighbours = [topology.chain(rank, nodes) for rank in range(len(nodes))]

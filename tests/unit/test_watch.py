@@ -15,10 +15,10 @@ import synthetic
 from hpc_dasgd import watch
 from hpc_dasgd.cli import main
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.looks import Watcher
 from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import create_run
 from hpc_dasgd.schema import RUN_FILE, rank_file
+from hpc_dasgd.watch.looks import Watcher
 
 BUDGET = "[budget]\ngradients = 1000\nseconds = 900\ntarget_loss = 0.125\n"
 EVALUATIONS = [(1.0, 10, 0.75, 0.5), (2.0, 20, 0.25, 0.875)]
@@ -106,8 +106,8 @@ def test_staleness_is_that_of_the_last_gradients(tmp_path, every, at_work):
 
 
 def test_staleness_is_exact_where_not_all_times_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("hpc_dasgd.looks._MAX_KEPT", 16)
-    monkeypatch.setattr("hpc_dasgd.looks._MIN_KEPT", 16)
+    monkeypatch.setattr("hpc_dasgd.watch.looks._MAX_KEPT", 16)
+    monkeypatch.setattr("hpc_dasgd.watch.looks._MIN_KEPT", 16)
     run = write_run(tmp_path, n_ranks=2, n_gradients=400)
     since_s = max(end[-16] for end in run.end)
     found = look_at(tmp_path, WRITTEN_S + 100).staleness

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import bound, page, pictures, plots, timeline
+from hpc_dasgd import bound, plots
 from hpc_dasgd.analysis import Run
 from hpc_dasgd.config import KNOWN_STALENESS
-from hpc_dasgd.diagnosis import warnings
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.report import page, pictures, timeline
+from hpc_dasgd.report.diagnosis import warnings
 
 PAGE = "report.html"
 _TABLE_RANKS = 32

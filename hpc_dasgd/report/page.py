@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from html import escape
 
-from hpc_dasgd.style import PAGE_CSS
+from hpc_dasgd.report.style import PAGE_CSS
 
 _TABLE_RANKS = 16  # beyond, the table of the ranks is folded
 # By section its pictures, by name of the file: heading, what it shows, whether it takes the whole width.

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpc_dasgd import schema
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.looks import Look, Watcher
+from hpc_dasgd.watch.looks import Look, Watcher
 
 
 def line(look: Look) -> str:

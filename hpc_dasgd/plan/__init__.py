@@ -1,0 +1,1 @@
+"""What a run would do, before node hours are spent."""

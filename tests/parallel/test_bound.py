@@ -1,0 +1,102 @@
+"""Live runs of a function with known constants, held against the bounds."""
+
+import json
+import math
+
+import pytest
+
+import hpc_dasgd
+from hpc_dasgd import bound, cli
+
+L, SIGMA, DIMENSION = 2.0, 0.5, 20
+TERMS = ("start", "noise", "staleness")
+
+
+@pytest.fixture
+def train(comm, tmp_path):
+    def run(stepsize=0.01, **sections):
+        config = {
+            "objective": {"kind": "quadratic", "dimension": DIMENSION, "L": L, "mu": 0.1, "noise": SIGMA},
+            "optimizer": {"stepsize": stepsize},
+            "budget": {"gradients": 2000},
+        } | sections
+        return hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False).run
+
+    return run
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("topology", ["complete", "tree"])
+def test_the_bounds_are_the_formulas_and_hold(comm, train, topology, capsys):
+    directory = train(exchange={"topology": topology})
+    if comm.rank:
+        return
+    assert cli.main(["bound", str(directory), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    staleness = hpc_dasgd.open_run(directory).staleness().as_dict()
+    T, gamma = found["gradients"], found["stepsize"]
+    constants = {name: known["value"] for name, known in found["constants"].items()}
+    assert (constants["L"], constants["sigma"], gamma, T) == (L, SIGMA, 0.01, staleness["gradients"])
+    assert constants["Q"] == hpc_dasgd.open_run(directory).gradients["gradient_norm"].max()
+    start, noise = 4 * constants["F_0"] / (gamma * T), 2 * L * gamma * SIGMA**2
+    a = 2 * (L * gamma * constants["Q"] * staleness["S_rms"]) ** 2
+    b = 4 * (L * gamma * SIGMA) ** 2 * staleness["S_avg"]
+    assert [found["A"]["terms"][term] for term in TERMS] == pytest.approx([start, noise, a])
+    assert [found["B"]["terms"][term] for term in TERMS] == pytest.approx([start, noise, b])
+    assert found["A"]["condition_met"]
+    limit = 1 / (2 * math.sqrt(2 * staleness["W_max"]) * L) if staleness["W_max"] else math.inf
+    assert found["B"]["condition_met"] == (gamma <= min(1 / (4 * L), limit))
+    assert found["best_stepsize"] > 0
+    assert found["measured_by"] == "log"
+    for name in ("A", "B"):
+        assert (
+            found["measured"] - 5 * found["measured_error"] < found[name]["value"] or not found[name]["condition_met"]
+        )
+    assert set(found["paper"]["bounded_gradients"]) == {"noise", "staleness_bounded", "staleness"}
+
+
+@pytest.mark.parallel([2])
+def test_gradients_at_recomputed_replicas_agree_with_the_logged_norms(comm, train):
+    directory = train()
+    if comm.rank == 0:
+        run = hpc_dasgd.open_run(directory)
+        logged, replayed = bound.hold(run), bound.hold(run, replays=True)
+        assert (logged.how, replayed.how) == ("log", "replay")
+        error = math.hypot(logged.measured_error, replayed.measured_error)
+        assert abs(logged.measured - replayed.measured) < 5 * error
+        assert replayed.measured > 0
+
+
+@pytest.mark.parallel([2])
+def test_what_is_given_counts(comm, train, capsys):
+    directory = train(optimizer={"stepsize": 0.05, "kind": "momentum"})
+    if comm.rank == 0:
+        constants = [part for name in ("L=8", "sigma=3", "Q=4", "F_0=5") for part in ("--set", name)]
+        assert cli.main(["bound", str(directory), "--json", *constants]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {name: known["value"] for name, known in found["constants"].items()} == {
+            "L": 8, "sigma": 3, "Q": 4, "F_0": 5,
+        }  # fmt: skip
+        assert found["A"]["terms"]["noise"] == pytest.approx(2 * 8 * 0.05 * 9)
+        assert any("`optimizer.kind` is momentum" in warning for warning in found["warnings"])
+        assert cli.main(["bound", str(directory)]) == 0
+        assert "warning: the bounds are for sgd" in capsys.readouterr().out
+
+
+@pytest.mark.parallel([2])
+def test_constants_of_real_data_are_estimated(comm, train):
+    mlp = {"kind": "mlp", "hidden": [8]}
+    directory = train(objective=mlp, data={"path": "digits"}, log={"versions": "every 10"})
+    if comm.rank == 0:
+        held = bound.hold(hpc_dasgd.open_run(directory))
+        assert held.how == "upper"
+        assert all(known.value > 0 for known in held.constants.values())
+        assert held.constants["sigma"].error > 0
+        assert "--replay takes it out" in held.table()
+
+
+@pytest.mark.parallel([1])
+@pytest.mark.parametrize("text", ["L=0", "sigma=-1", "mu=1", "L", "Q=nan"])
+def test_a_constant_out_of_range_is_refused(comm, tmp_path, capsys, text):
+    assert cli.main(["bound", str(tmp_path), "--set", text]) == 2
+    assert f"must be L, sigma, Q or F_0 and a number of at least 0, got '{text}'" in capsys.readouterr().err
