@@ -94,26 +94,17 @@ def read(path):
 
 def write_results(output):
     runs = read(output / "runs.jsonl")
-    lines = [
-        "# Bounds against runs",
-        "",
-        "Made by `jobs/bounds/experiment.py`; every run is in `runs.jsonl`. Quadratic,",
-    ]
-    lines += [
-        f"{N_GRADIENTS} gradients of all ranks; medians over {len(SEEDS)} seeds. Tightness: bound by measured, where"
-    ]
-    lines += ["the bound's condition is met in all runs.", ""]
+    lines = ["# Bounds against runs", "", "Made by `jobs/bounds/experiment.py`; every run is in `runs.jsonl`."]
+    lines += [f"Quadratic, {N_GRADIENTS} gradients of all ranks; medians over {len(SEEDS)} seeds."]
+    lines += ["Tightness: bound by measured, where the bound's condition is met in all runs.", ""]
     for name in ("A", "B"):
         held = [run for run in runs if run[name]["condition_met"]]
         below = [run for run in held if run["measured"] < run[name]["value"]]
-        lines.append(
-            f"- bound {name}: its condition is met in {len(held)} of {len(runs)} runs, {len(below)} of which lie below it"
-        )
-    lines += [
-        "",
-        "| ranks | overlay | straggler | stepsize | S_avg | S_rms | W_max | measured | A | tightness | B | tightness |",
-    ]
-    lines.append("|---" * 12 + "|")
+        met = f"its condition is met in {len(held)} of {len(runs)} runs"
+        lines.append(f"- bound {name}: {met}, {len(below)} of which lie below it")
+    headings = ["ranks", "overlay", "straggler", "stepsize", "S_avg", "S_rms", "W_max", "measured"]
+    headings += ["A", "tightness", "B", "tightness"]
+    lines += ["", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for key, group in groups(runs).items():
         cells = [str(key[0]), key[1], f"{key[2]:g} ms", f"{key[3]:g}"]
         cells += [f"{middle(run['staleness'][name] for run in group):.3g}" for name in ("S_avg", "S_rms", "W_max")]
