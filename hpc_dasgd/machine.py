@@ -14,11 +14,11 @@ def describe() -> dict[str, str]:
 
     A BLAS chooses its kernels by the processor and splits sums among its threads.
     """
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     asked = [os.environ[name] for name in _THREADS if os.environ.get(name)]
     return {
         "cpu": _cpu(),
-        "blas": f"{blas['name']} {blas['version']}",
+        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "blas_threads": asked[0] if asked else "all cores",
     }
 

@@ -308,11 +308,7 @@ def _overlay_sum(run: Run):
         def seen(rank, other, terms):
             return terms[other]
     else:
-        nodes = run.attributes["nodes"]
-        neighbours = [
-            topology.tree_neighbours(exchange.topology, rank, nodes, fan_out=exchange.fan_out)
-            for rank in range(n_ranks)
-        ]
+        neighbours = topology.all_tree_neighbours(exchange.topology, run.attributes["nodes"], fan_out=exchange.fan_out)
 
         def seen(rank, other, terms):
             return _edge_sum(neighbours, other, rank, terms)

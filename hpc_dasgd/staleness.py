@@ -87,10 +87,11 @@ class Staleness:
             span = f"{first}" if end == first + 1 else f"{first}-{end - 1}"
             bar = "#" * math.ceil(_BAR_WIDTH * count / max(counts))
             lines.append(f"{span:>13} {count:>11} {count / numbers['measured']:>7.1%} {bar}".rstrip())
-        lines += ["", f"{'rank':>13} {'gradients':>11} {'S_avg':>9} {'S_rms':>9} {'S_max':>7}"]
+        lines += ["", f"{'rank':>13} {'gradients':>11} {'S_avg':>9} {'S_rms':>9} {'S_max':>7} {'missed by others':>17}"]
         for row in numbers["per_rank"][:_TABLE_RANKS]:
-            own = "{S_avg:>9.4g} {S_rms:>9.4g} {S_max:>7}".format(**row) if row["gradients"] else f"{'-':>9}"
-            lines.append(f"{row['rank']:>13} {row['gradients']:>11} {own}")
+            known = row["S_avg"] is not None
+            own = "{S_avg:>9.4g} {S_rms:>9.4g} {S_max:>7}".format(**row) if known else f"{'-':>9}{'':18}"
+            lines.append(f"{row['rank']:>13} {row['gradients']:>11} {own} {row['missed_by_others']:>17}")
         if n_ranks > _TABLE_RANKS:
             lines.append(f"{'...':>13} {n_ranks - _TABLE_RANKS} more ranks in the JSON form")
         return "\n".join(lines)

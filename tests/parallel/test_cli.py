@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,57 @@ def test_staleness(trained):
     assert found["gradients"] == len(hpc_dasgd.open_run(run).gradients)
     assert 0 <= found["S_avg"] <= found["S_rms"] <= found["S_max"]
     assert f"S_avg {found['S_avg']:.4g}" in text.stdout
+
+
+def test_replay(trained, tmp_path):
+    program, _, run = trained
+    done = program(None, "replay", run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("agrees: ")
+    done = program(None, "replay", run, "--inspect", "1:7", "--output", tmp_path / "moment.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    with np.load(tmp_path / "moment.npz") as moment:
+        assert moment["versions"].tolist() == hpc_dasgd.open_run(run).versions[1][7].tolist()
+        assert moment["parameters"].shape == moment["gradient"].shape == hpc_dasgd.open_run(run).final.shape
+    done = program(None, "replay", run, "--until", "40")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "holds 40 updates" in done.stdout
+
+
+def test_replay_fails_where_the_log_says_something_else(trained, tmp_path):
+    program, _, run = trained
+    shutil.copytree(run, tmp_path / "changed")
+    with h5py.File(tmp_path / "changed" / "rank_00000.h5", "r+") as file:
+        file["gradient/loss"][100] += 1e-6
+    done = program(None, "replay", tmp_path / "changed")
+    assert done.returncode == 1
+    assert done.stdout.startswith("DIFFERS: ")
+    assert "gradient 100 of rank 0" in done.stdout
+    assert our_lines(done.stderr)[-1].endswith("does not agree with its log")
+
+
+def test_bound(trained):
+    program, _, run = trained
+    done = program(None, "bound", run, "--json", "--set", "L=20")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["constants"]["L"] == {"value": 20.0, "error": 0.0, "source": "given"}
+    for name in ("A", "B"):
+        assert found[name]["value"] == pytest.approx(sum(found[name]["terms"].values()))
+    text = program(None, "bound", run).stdout
+    assert "how it is known" in text
+    assert "rates of arXiv 2309.03754" in text
+
+
+def test_plan(trained):
+    program, _, run = trained
+    done = program(None, "plan", DIGITS, "--ranks", "3", "--from", run, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert {"gradients_per_s", "S_avg", "S_max", "n_ranks"} <= set(found)
+    assert found["n_ranks"] == 3
+    assert 0 < found["safe_stepsize"] < 1
+    assert "safe stepsize " in program(None, "plan", DIGITS, "--ranks", "3").stdout
 
 
 def test_export(trained, tmp_path):
