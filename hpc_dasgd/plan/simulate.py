@@ -25,6 +25,7 @@ from hpc_dasgd.plan.publications import Complete, Tree
 
 EXACT_RANKS = 4096  # up to here the updates of all ranks are followed, beyond it
 SAMPLED_SOURCES = 256  # those of so many ranks drawn at random
+LOG_S = 4e-6  # from a publication to the next look at the neighbours: the log, as measured; all else comes before
 MEASURED_STEPS = 20  # of each rank, on average, at least
 MEASURED_GRADIENTS = 20_000  # at least
 MOST_GRADIENTS = 10_000_000
@@ -232,15 +233,16 @@ class _Simulation:
             self._complete(rank)
             made += 1
             exchanging = made % setup.every == 0
-            half_s = self._draw(overhead_s) / 2  # as much behind the publication, where the log is
+            own_s = self._draw(overhead_s)
+            behind_s = min(LOG_S, own_s)
             if exchanging:
                 yield from self._read(rank)
-            yield store_passes(degree, inner) * setup.pass_s + half_s, True
+            yield store_passes(degree, inner) * setup.pass_s + own_s - behind_s, True
             if exchanging:
                 if own >= 0:
                     held[own] = made
                 overlay.publish(rank, own, held)
-            yield half_s, True
+            yield behind_s, True
 
     def _read(self, rank: int):
         """Read on; yields the time that takes, returns whether there were news."""
