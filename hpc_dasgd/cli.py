@@ -219,12 +219,15 @@ def _positive(kind: type):
     """A type of argument: a number above 0."""
 
     def number(text: str):
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
         if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+            words = {int: "integer", float: "number"}[kind]
+            raise argparse.ArgumentTypeError(f"must be a positive {words}, got {text!r}")
         return value
 
-    number.__name__ = {int: "whole number", float: "number"}[kind]  # as argparse calls it in errors
     return number
 
 

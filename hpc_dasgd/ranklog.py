@@ -61,7 +61,7 @@ class RankLog:
         self._flush_due_s = FLUSH_EVERY_S
         path = directory / schema.rank_file(rank)
         with schema.making("log file", path):
-            self._file = h5py.File(path, "x", libver="latest")
+            self._file = h5py.File(path, "x", libver=schema.FORMAT)
             self._file.attrs.update(schema=schema.SCHEMA, rank=rank, n_ranks=n_ranks, versions_every=versions_every)
             self._gradient = self._file.create_group("gradient")
             self._evaluation = self._file.create_group("evaluation")

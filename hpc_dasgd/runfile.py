@@ -90,7 +90,7 @@ def complete_run(directory: Path, *, final: np.ndarray, attributes: Mapping) -> 
     """
     copy = directory / f".{schema.RUN_FILE}.part"
     shutil.copyfile(directory / schema.RUN_FILE, copy)
-    with h5py.File(copy, "r+", libver="latest") as file:
+    with h5py.File(copy, "r+", libver=schema.FORMAT) as file:
         data_set = schema.create(file, _FINAL, data=final)
         data_set.dims[0].attach_scale(file[_PARAMETER.name])
         if "parameter_shapes" in file[_X0.name].attrs:

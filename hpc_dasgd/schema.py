@@ -14,6 +14,8 @@ import numpy as np
 from hpc_dasgd.errors import ConfigError
 
 SCHEMA = 1
+# Of HDF5 1.10, the first with virtual data sets and readers of growing files: what the tools on clusters can read.
+FORMAT = ("v110", "v110")
 RUN_FILE = "run.h5"
 RANK_FILES = "rank_*.h5"
 

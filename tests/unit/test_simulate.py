@@ -207,7 +207,8 @@ def test_plan_prints_a_table_from_a_run(tmp_path, run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"5 ranks, times from run {run.directory}"
     assert any(line.startswith("S_avg ") for line in lines)
-    assert lines[-1].startswith("the budget takes ")
+    assert lines[-2].startswith("the budget takes ")
+    assert lines[-1].startswith("safe stepsize ")
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_the_table_of_a_run_that_was_reckoned_by_hand():
         "            3           1   11.1% " + 8 * "#",
         "            4           1   11.1% " + 8 * "#",
         "",
-        "         rank   gradients     S_avg     S_rms   S_max",
-        "            0           5         0         0       0",
-        "            1           4       2.5     2.739       4",
+        "         rank   gradients     S_avg     S_rms   S_max  missed by others",
+        "            0           5         0         0       0                10",
+        "            1           4       2.5     2.739       4                 0",
     ]
 
 
@@ -107,4 +107,4 @@ def test_a_long_table_is_cut_and_a_rank_without_gradients_has_no_numbers():
     rows = [line.split() for line in lines[-33:-1]]
     assert [row[0] for row in rows] == [str(rank) for rank in range(32)]
     assert [row[1] for row in rows] == [str(len(times)) for times in run.end[:32]]
-    assert rows[7][2:] == ["-"]
+    assert rows[7][2:] == ["-", "0"]

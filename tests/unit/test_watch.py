@@ -333,7 +333,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon", "inf"])
 def test_wrong_seconds(tmp_path, capsys, option, value):
     assert main(["watch", str(tmp_path), f"{option}={value}"]) == 2
-    assert f"{option}: must be a positive number of seconds, got '{value}'" in capsys.readouterr().err
+    assert f"{option}: must be a positive number, got '{value}'" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path, capsys, monkeypatch):
