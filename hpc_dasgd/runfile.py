@@ -61,7 +61,7 @@ def create_run(
         if any([*directory.glob(schema.RUN_FILE), *directory.glob(schema.RANK_FILES)]):
             raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
         directory.mkdir(parents=True, exist_ok=True)
-        with h5py.File(directory / schema.RUN_FILE, "x") as file:
+        with h5py.File(directory / schema.RUN_FILE, "x", libver=schema.FORMAT) as file:
             file.attrs.update(schema=schema.SCHEMA, status="running", config=config_toml, **attributes)
             scale = schema.create(file, _PARAMETER, shape=x0.shape)
             scale.make_scale(_NETCDF_DIMENSION % x0.size)

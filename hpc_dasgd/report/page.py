@@ -184,7 +184,8 @@ def _bound(bound: dict) -> str:
             [f"bound {name}", *(_text(value) for value in (bound[name]["value"], *map(terms.get, _TERMS))), met]
         )
         bars.append(_bar(name, terms))
-    rows.insert(0, ["measured", _text(bound.get("measured")), *[""] * (len(_TERMS) + 1)])
+    measured = "measured, at most" if bound.get("measured_by") == "upper" else "measured"
+    rows.insert(0, [measured, _text(bound.get("measured")), *[""] * (len(_TERMS) + 1)])
     steps = [f"{label} {_text(bound[key])}" for key, label in _STEPSIZES.items() if key in bound]
     paper = [(str(name), _text(value)) for name, value in (bound.get("paper") or {}).items()]
     notes = f"<p>{escape(', '.join(steps))}</p>" if steps else ""

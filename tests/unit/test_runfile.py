@@ -68,6 +68,14 @@ VECTORS[1] = lambda n: {
 VECTORS[7] = lambda n: VECTORS[1](n) | {"gradient/versions_row": ((n,), "<i8")}
 
 
+def test_there_is_room_for_the_hosts_of_many_ranks(tmp_path):
+    hosts = [f"node{rank // 8:05d}" for rank in range(20_000)]
+    create_run(tmp_path, config_toml="", attributes={"hosts": hosts, "nodes": list(range(20_000))}, x0=np.zeros(2))
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file.attrs["hosts"].tolist() == hosts
+        assert file.attrs["nodes"].tolist() == list(range(20_000))
+
+
 @pytest.mark.parametrize("every", [0, 1, 7])
 def test_files_have_the_promised_layout(tmp_path, run, every):
     write_run(tmp_path, run, every)
