@@ -190,6 +190,10 @@ def _parser() -> _Parser:
     plan.add_argument("--seed", type=int, default=0, metavar="S", help="of the simulation (default %(default)s)")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
+    doctor = command("doctor", _doctor, "which MPI and network this is, what one-sided calls cost, what to set")
+    doctor.add_argument("--json", action="store_true", help="print one JSON list")
+    doctor.add_argument("--run", metavar="DIR", default=".", help="where run files would be written (default here)")
+
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
@@ -361,6 +365,24 @@ def _plan(options) -> None:
     found = planning.plan(config, machine, times, options.seed)
     found |= planning.safe_stepsize(config, found)
     print(json.dumps(found) if options.json else planning.text(found))
+
+
+def _doctor(options) -> None:
+    from pathlib import Path
+
+    try:
+        comm = launch.world()
+    except ConfigError as error:
+        # What the launcher did wrong is the doctor's first business.
+        found = [{"check": "launch", "status": "wrong", "detail": str(error), "remedy": "see README, On a cluster"}]
+        if launch.started_rank() == 0:
+            print(json.dumps(found) if options.json else f"wrong  launch: {error}")
+        raise SystemExit(FAILED) from None
+    from hpc_dasgd import doctor
+
+    found = doctor.examine(comm, Path(options.run))
+    if comm.rank == 0:
+        print(json.dumps([each._asdict() for each in found]) if options.json else doctor.text(found))
 
 
 def _export(options) -> None:

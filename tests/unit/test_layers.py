@@ -44,6 +44,7 @@ FLOORS = {
     "analysis": 3,
     "staleness": 3,
     "bound": 3,
+    "doctor": 3,
     "stepsize": 3,
     "replay": 3,
     "report": 3,
