@@ -194,10 +194,31 @@ def _parser() -> _Parser:
     doctor.add_argument("--json", action="store_true", help="print one JSON list")
     doctor.add_argument("--run", metavar="DIR", default=".", help="where run files would be written (default here)")
 
+    convert = command("convert", _convert, "a data set file from MNIST IDX files, CIFAR-10 batches, .npz or .csv")
+    convert.add_argument("source", metavar="SOURCE", help="a file, or a folder with files under their usual names")
+    convert.add_argument("target", metavar="DATASET.h5")
+    convert.add_argument(
+        "--test-share",
+        type=_share,
+        default=0.2,
+        metavar="S",
+        help="of examples drawn for the test split, where SOURCE has none (default %(default)s)",
+    )
+
     export = command("export", _export, "final parameters of a run, by name and shape")
     export.add_argument("run", metavar="RUN")
     export.add_argument("parameters", metavar="PARAMETERS.npz")
     return parser
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number in [0, 1), got {text!r}")
+    return share
 
 
 def _constant(text: str) -> tuple[str, float]:
@@ -383,6 +404,15 @@ def _doctor(options) -> None:
     found = doctor.examine(comm, Path(options.run))
     if comm.rank == 0:
         print(json.dumps([each._asdict() for each in found]) if options.json else doctor.text(found))
+
+
+def _convert(options) -> None:
+    from hpc_dasgd import convert
+    from hpc_dasgd.progress import Counted
+
+    with Counted() as bar:
+        n_rows = convert.convert(options.source, options.target, options.test_share, bar.show)
+    print(f"data set: {options.target}, {n_rows['train']} examples to train on, {n_rows['test']} to test")
 
 
 def _export(options) -> None:

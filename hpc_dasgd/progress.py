@@ -108,3 +108,28 @@ def is_terminal(stream) -> bool:
     except (OSError, ValueError):
         pass
     return False
+
+
+class Counted:
+    """A bar for work that counts up, on a terminal alone; a context manager."""
+
+    def __init__(self):
+        self._bar, self._name = None, None
+
+    def show(self, name: str, n_done: int, n_all: int) -> None:
+        """Show how far `name` has come; `n_all` is 0 where nobody knows it."""
+        if not is_terminal(sys.stderr):
+            return
+        from tqdm import tqdm
+
+        if name != self._name:
+            self.__exit__()
+            self._bar, self._name = tqdm(desc=name, total=n_all or None, unit=" examples", leave=False), name
+        self._bar.update(n_done - self._bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()

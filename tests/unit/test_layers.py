@@ -44,6 +44,7 @@ FLOORS = {
     "analysis": 3,
     "staleness": 3,
     "bound": 3,
+    "convert": 2,
     "doctor": 3,
     "stepsize": 3,
     "replay": 3,
@@ -58,7 +59,7 @@ FLOORS = {
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
-    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan"),
+    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
 )
 
 
