@@ -21,8 +21,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from hpc_dasgd import schema
+from hpc_dasgd import objectives, schema
 from hpc_dasgd.config import Config, load_config
+from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
@@ -110,7 +111,7 @@ class Run:
         """Settings by section as they stand in the file, of any version; empty where they cannot be read."""
         return sections(self.attributes["config"])
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """Gradients of each rank, shape (n_ranks,), int64."""
         return np.array([file.n_gradients for file in self._files], np.int64)
@@ -139,7 +140,7 @@ class Run:
 
     def rows(self, rank: int) -> slice:
         """Rows of `gradients` that are of `rank`."""
-        end = int(self.counts[: rank + 1].sum())
+        end = int(self._ends[rank])
         return slice(end - int(self.counts[rank]), end)
 
     @cached_property
@@ -191,6 +192,29 @@ class Run:
     def replicas(self, moments: np.ndarray) -> np.ndarray:
         """Look up the version vectors of all replicas at given moments: `versions.replicas_at` of the log."""
         return replicas_at(moments, self._by_rank("t_start_s"), self.version_rows(), self.versions_every)
+
+    def objective(self, given=None, data: Dataset | str | Path | None = None) -> tuple[object, Dataset | None]:
+        """Make the objective that the run trained, and open its data set.
+
+        Parameters
+        ----------
+        given : optional
+            The objective, where it was passed to `train`.
+        data : Dataset or path, optional
+            In place of the data set that the run says.
+
+        Raises
+        ------
+        ConfigError
+            If the objective was passed in Python and is not `given`, or it cannot be made here.
+        """
+        if given is None and self.attributes.get("objective_given"):
+            raise ConfigError(f"the objective of {self.directory} was passed in Python: pass it here too")
+        path = data or self.attributes.get("data_path") or self.config.data.path
+        data = path if path is None or isinstance(path, Dataset) else open_dataset(path, self.x0.dtype)
+        if given is None:
+            given = objectives.make(self.config.objective.kind, dict(self.config.objective.options), data)
+        return given, data
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Final parameters by name, each in its shape; one flat ``parameters`` where they have no names.
@@ -250,6 +274,10 @@ class Run:
             rows["rank"] = rank
             _read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
             yield rows
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.counts)
 
     def _by_rank(self, name: str) -> list[np.ndarray]:
         return np.split(self.gradients[name], np.cumsum(self.counts)[:-1])

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpc_dasgd import estimation, objectives, replay, theory
+from hpc_dasgd import estimation, replay, theory
 from hpc_dasgd.analysis import Run
-from hpc_dasgd.data import open_run_data
+from hpc_dasgd.config import KNOWN_STALENESS
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.estimation import Estimate, Probe
 from hpc_dasgd.theory import Bound, Constants, Delays
@@ -149,8 +149,8 @@ def hold(
     data : Dataset or path, optional
         In place of the data set that the settings name.
     replays : bool
-        Whether to recompute the run and probe its replicas: true gradients then, and a variance that holds for
-        the whole run. As long as a training by one rank.
+        Whether to recompute the run and to probe 200 of its replicas, with 64 batches each: true gradients then,
+        and a variance that holds for the whole run.
 
     Raises
     ------
@@ -160,28 +160,35 @@ def hold(
     staleness = run.staleness()
     numbers = staleness.as_dict()
     delays = Delays(*(float(numbers[name]) for name in Delays._fields))
-    norms = np.sort(run.gradients, order="t_end_s")["gradient_norm"]
+    norms = run.gradients["gradient_norm"][np.argsort(run.gradients["t_end_s"])]
     constants = {name: Estimate(float(value), 0.0, "given") for name, value in (given or {}).items()}
     probes = []
     if replays or not {"L", "sigma", "F_0"} <= set(constants):
         try:
             estimated, probes = _estimate(run, objective, data, replays)
-        except ConfigError as error:
+        except ValueError as error:  # a ConfigError is one too
             raise ConfigError(f"{error}; or give L, sigma and F_0 by --set") from None
         constants = estimated | constants
     if "Q" not in (given or {}):
         constants["Q"] = Estimate(float(norms.max()), math.nan, "largest norm of a gradient in the log")
     constants = {name: constants[name] for name in CONSTANTS}
     values = _values(constants)
+    try:
+        bounds = both(values, delays, norms.size)
+    except ValueError as error:
+        raise ConfigError(f"no bounds for {run.directory}: {error}") from None
     squares = norms**2
     if replays:
         how, squares = "replay", np.array([taken.mean_square for taken in probes])
-    elif constants["sigma"].error == 0:
+    elif constants["sigma"].source == estimation.KNOWN:
         how, squares = "log", squares - values.sigma**2
     else:
         how = "upper"
     stepsizes = run.gradients["stepsize"]
-    stepsize = run.config.optimizer.stepsize if np.isnan(stepsizes).any() else float(stepsizes.mean())
+    if np.isnan(stepsizes).any():  # a run of an earlier version
+        stepsize = run.config.optimizer.stepsize
+    else:
+        stepsize = float(stepsizes[0] if np.all(stepsizes == stepsizes[0]) else stepsizes.mean())
     return Held(
         measured=float(squares.mean()),
         measured_error=_error_of_mean(squares),
@@ -191,7 +198,7 @@ def hold(
         constants=constants,
         delays=delays,
         between_models=staleness.between_mean,
-        bounds=both(values, delays, norms.size),
+        bounds=bounds,
         warnings=_warnings(run),
     )
 
@@ -257,17 +264,13 @@ def _bound_dict(bound: Bound, stepsize: float) -> dict:
 def _estimate(run: Run, objective, data, replays: bool) -> tuple[dict[str, Estimate], list[Probe]]:
     """Constants, and the probes they come from: of the start, of the end or of replicas all along."""
     config = run.config
-    if objective is None and run.attributes.get("objective_given"):
-        raise ConfigError(f"the objective of {run.directory} was passed in Python")
-    data = open_run_data(data, run.attributes.get("data_path"), config.data.path, run.x0.dtype)
-    if objective is None:
-        objective = objectives.make(config.objective.kind, dict(config.objective.options), data)
+    objective, data = run.objective(objective, data)
     batches = estimation.sampler(config.seed, None if data is None else data.train, config.data.batch_size)
     points = [run.x0] if run.final is None else [run.x0, run.final]
     along = replay.visit(run, _VISITS, objective=objective, data=data) if replays else points
     probes = [estimation.probe(objective, batches, point) for point in along]
-    start = estimation.probe(objective, batches, run.x0) if replays else probes[0]
-    return estimation.estimate(objective, batches, points, [start, *probes]), probes
+    start = [estimation.probe(objective, batches, run.x0)] if replays else []
+    return estimation.estimate(objective, batches, points, start + probes), probes
 
 
 def _error_of_mean(values: np.ndarray) -> float:
@@ -290,7 +293,7 @@ def _warnings(run: Run) -> list[str]:
             f"the bounds are for a constant stepsize, and `optimizer.schedule` is {config.optimizer.schedule}; "
             "they are taken at its mean"
         )
-    if config.exchange.kind not in ("read", "accumulate", "server"):
+    if config.exchange.kind not in KNOWN_STALENESS:
         warnings.append(
             f"the bounds are for replicas that hold whole updates, and `exchange.kind` is {config.exchange.kind}"
         )

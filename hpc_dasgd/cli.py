@@ -222,12 +222,14 @@ def _share(text: str) -> float:
 
 
 def _constant(text: str) -> tuple[str, float]:
+    from hpc_dasgd.theory import Constants
+
     name, _, value = text.partition("=")
     try:
         number = float(value)
     except ValueError:
         number = math.nan
-    if name not in ("L", "sigma", "Q", "F_0") or not 0 <= number < math.inf or (name == "L" and not number):
+    if name not in Constants._fields or not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"must be L, sigma, Q or F_0 and a number of at least 0, got {text!r}")
     return name, number
 
@@ -278,6 +280,8 @@ def _train(options) -> None:
         reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
         work = f"{result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s"
         print(f"done: {work} ({rate:.0f}/s)")
+        if result.stepsize_by != "settings":
+            print(f"stepsize: {result.stepsize:.4g}, chosen by {result.stepsize_by}")
         if reached:
             print(f"reached: {', '.join(reached)} on the evaluation set")
         print(f"files: {result.run}")

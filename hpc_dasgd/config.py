@@ -222,6 +222,8 @@ def _check_bound(config: Config) -> None:
     condition = 'with `optimizer.stepsize` = "bound"'
     if kind not in KNOWN_STALENESS:
         raise ConfigError(f"`exchange.kind` must be one of {', '.join(KNOWN_STALENESS)} {condition}, got {kind}")
+    if config.exchange.every == "auto":
+        raise ConfigError(f"`exchange.every` must be a number {condition}, got 'auto'")
     if optimizer.kind != "sgd":
         raise ConfigError(f"`optimizer.kind` must be sgd {condition}, got {optimizer.kind}")
     if optimizer.schedule not in ("constant", "staleness-adaptive"):

@@ -55,29 +55,6 @@ def open_dataset(path, dtype, cache_bytes=1 << 30):
     return dataset
 
 
-def open_run_data(given, recorded, configured, dtype):
-    """Open the data set of a run that is over.
-
-    Parameters
-    ----------
-    given : Dataset, path or None
-        What the user names now.
-    recorded : str or None
-        Where the data set was that was passed to `train`; empty where none was.
-    configured : str or None
-        The setting ``data.path``.
-    dtype : dtype
-        As for `open_dataset`, which raises where there is none at that place.
-
-    Returns
-    -------
-    dataset : Dataset or None
-        Of the first of the three that says something; None for an objective without data.
-    """
-    path = given or recorded or configured
-    return path if path is None or isinstance(path, Dataset) else open_dataset(path, dtype)
-
-
 def _find(path):
     """Return the file that `path` means."""
     given = Path(os.path.expanduser(path))  # unlike Path.expanduser, no error where there is no such user

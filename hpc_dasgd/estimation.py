@@ -8,6 +8,7 @@ import numpy as np
 
 from hpc_dasgd.batches import Sampler
 
+KNOWN = "known by the objective"
 _PROBE_RANK = 1 << 63  # whose batches no rank of a run draws
 _GROUPS, _GROUP = 8, 8  # batches whose gradients a variance is estimated from
 _CURVATURE_BATCHES = 8
@@ -60,7 +61,7 @@ class Probe(NamedTuple):
 def known_constants(objective) -> dict[str, Estimate]:
     """What the objective itself says; see `objectives.Objective`."""
     constants = getattr(objective, "constants", dict)()
-    return {name: Estimate(float(value), 0.0, "known by the objective") for name, value in constants.items()}
+    return {name: Estimate(float(value), 0.0, KNOWN) for name, value in constants.items()}
 
 
 def sampler(seed: int, split, batch_size: int) -> Sampler:
@@ -69,7 +70,7 @@ def sampler(seed: int, split, batch_size: int) -> Sampler:
 
 
 def probe(objective, batches: Sampler, point: np.ndarray) -> Probe:
-    """Take the gradients of 64 batches at `point`, in float64.
+    """Take the gradients of 64 batches at `point`, in float64; `ValueError` where one is not finite.
 
     The variance is the mean over eight groups of the unbiased estimate from a group's eight gradients; its error
     is the standard error of that mean.
@@ -83,6 +84,8 @@ def probe(objective, batches: Sampler, point: np.ndarray) -> Probe:
         for version in range(group * _GROUP, (group + 1) * _GROUP):
             losses.append(objective.loss_and_gradient(point, batches.batch(version), gradient))
             squares.append(float(gradient @ gradient))
+            if not (math.isfinite(losses[-1]) and math.isfinite(squares[-1])):
+                raise ValueError("loss and gradient must be finite where they are probed")
             total += gradient
         mean += total / (_GROUPS * _GROUP)
         variances.append((sum(squares[first:]) - float(total @ total) / _GROUP) / (_GROUP - 1))

@@ -5,6 +5,7 @@ The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` start
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -128,13 +129,19 @@ def oversubscribed(comm) -> bool:
 
     A rank that waits then has to give its core away, which not every MPI does.
     """
+    at = nodes(comm)
+    n_ranks = Counter(at)
+    return any(n_ranks[node] > n_cores for node, n_cores in zip(at, cores(comm), strict=True))
+
+
+def cores(comm) -> tuple[int, ...]:
+    """Of each rank how many different cores the ranks of its node may run on. Collective."""
     from mpi4py import MPI
 
     sharing = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    cores = set().union(*sharing.allgather(os.sched_getaffinity(0)))
-    short = sharing.size > len(cores)
+    n_cores = len(set().union(*sharing.allgather(os.sched_getaffinity(0))))
     sharing.Free()
-    return comm.allreduce(short, MPI.LOR)
+    return tuple(comm.allgather(n_cores))
 
 
 def started_rank() -> int:

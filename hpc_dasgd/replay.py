@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import machine, objectives, optimizers, topology
+from hpc_dasgd import machine, optimizers, topology
 from hpc_dasgd.analysis import Run
 from hpc_dasgd.batches import Sampler
-from hpc_dasgd.data import Dataset, open_run_data
+from hpc_dasgd.data import Dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.partial_sums import sum_edges, sum_replica
 from hpc_dasgd.versions import walk
@@ -223,10 +223,7 @@ class _Recomputation:
         _check(run, objective)
         config, n_ranks = run.config, run.n_ranks
         self._run, self._stop = run, stop
-        data = open_run_data(data, run.attributes.get("data_path"), config.data.path, run.x0.dtype)
-        if objective is None:
-            objective = objectives.make(config.objective.kind, dict(config.objective.options), data)
-        self._objective = objective
+        self._objective, data = run.objective(objective, data)
         split = None if data is None else data.train
         self._samplers = [Sampler(config.seed, rank, split, config.data.batch_size) for rank in range(n_ranks)]
         self._optimizers = [

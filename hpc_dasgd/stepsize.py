@@ -10,12 +10,14 @@ import numpy as np
 from hpc_dasgd import bound, estimation, exchange, launch
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import Config
+from hpc_dasgd.errors import TrainingError
+from hpc_dasgd.exchange.interface import IDLE_S
 from hpc_dasgd.staleness import measure
 from hpc_dasgd.theory import Constants, Delays
 from hpc_dasgd.versions import causal_order
 
 PROBE_STEPS = 64  # of each rank, on average
-IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
+_EXCHANGES = 4  # of each rank, at the least
 
 
 class Chosen(NamedTuple):
@@ -83,19 +85,23 @@ def _choose(config: Config, objective, batches, x0, gradients_per_s: float, dela
     limits = [budget.gradients] if budget.gradients is not None else []
     limits += [budget.seconds * gradients_per_s] if budget.seconds is not None else []
     n_gradients = max(1, round(min(limits)))
-    name, stepsize, constants = bound.choose(objective, batches, x0, delays, n_gradients)
+    try:
+        name, stepsize, constants = bound.choose(objective, batches, x0, delays, n_gradients)
+    except ValueError as error:
+        raise TrainingError(f'`optimizer.stepsize` = "bound" has nothing to choose by: {error}') from None
     return Chosen(stepsize, name, constants, delays, n_gradients)
 
 
 def _probe_staleness(comm, config: Config, objective, batches, x0, delays_s) -> tuple[float, Delays | None]:
     """Gradients per second of all ranks, and on rank 0 their staleness, in a run whose updates are zero."""
     replicas = exchange.make(config.exchange, comm, x0, config.seed)
+    n_gradients = comm.size * max(PROBE_STEPS, _EXCHANGES * replicas.every)
     gradient, starts, ends, versions = np.empty_like(x0), [], [], []
     comm.Barrier()
     clock = Clock(comm, platform.node())
     while not replicas.stopping:
         replicas.pull()
-        if replicas.gradients >= PROBE_STEPS * comm.size:
+        if replicas.gradients >= n_gradients:
             replicas.stop()
         if not replicas.computes:
             time.sleep(IDLE_S)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _NEWTON_STEPS = 100
+_LARGEST = 1e30  # of a constant: products of some of them have to be numbers still
 
 
 class Constants(NamedTuple):
@@ -23,7 +24,7 @@ class Constants(NamedTuple):
         Root of a bound on the variance of a gradient, ``E ||g - grad f||^2 <= sigma^2``.
     Q : float, at least 0
         Root of a bound on ``E ||g||^2``; for bound A.
-    F_0 : float, at least 0
+    F_0 : float, positive
         ``f(x_0) - f*``.
     """
 
@@ -175,6 +176,7 @@ def _check(constants: Constants, n_gradients: int) -> None:
     if n_gradients < 1:
         raise ValueError(f"`n_gradients` must be at least 1, got {n_gradients}")
     for name, value in constants._asdict().items():
-        rule = "positive" if name == "L" else "at least 0"
-        if not math.isfinite(value) or value < 0 or (name == "L" and value == 0):
-            raise ValueError(f"`{name}` must be finite and {rule}, got {value}")
+        positive = name in ("L", "F_0")
+        if not value < _LARGEST or value < 0 or (positive and value == 0):
+            rule = "positive" if positive else "at least 0"
+            raise ValueError(f"`{name}` must be {rule} and below {_LARGEST:g}, got {value}")

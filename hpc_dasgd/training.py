@@ -12,23 +12,24 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 import hpc_dasgd
-from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile, stepsize
+from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile, stepsize, straggler
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler, open_dataset
 from hpc_dasgd.errors import ConfigError, TrainingError
 from hpc_dasgd.evaluation import Evaluation
+from hpc_dasgd.exchange.interface import IDLE_S
 from hpc_dasgd.pace import Pace
 from hpc_dasgd.progress import Progress
 
@@ -51,6 +52,10 @@ class Result:
         On the evaluation set, of rank 0's final parameters; nan where the objective does not say.
     drift : float
         See `exchange.interface.Settled`.
+    stepsize : float
+        That of the settings, or the one that was chosen for them.
+    stepsize_by : str
+        ``"settings"``, or the bound that it was chosen by.
     """
 
     parameters: np.ndarray
@@ -60,6 +65,8 @@ class Result:
     loss: float
     accuracy: float
     drift: float
+    stepsize: float
+    stepsize_by: str
 
 
 def train(
@@ -114,7 +121,7 @@ def train(
     comm.Bcast(x0, root=0)
     chosen = None
     if config.optimizer.stepsize == "bound":
-        chosen = stepsize.choose(comm, config, objective, data, x0, _delays_s(config, rank))
+        chosen = stepsize.choose(comm, config, objective, data, x0, straggler.delays_s(config, rank))
         config = replace(config, optimizer=replace(config.optimizer, stepsize=chosen.stepsize))
     optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
@@ -127,6 +134,7 @@ def train(
         "n_ranks": comm.size,
         "hosts": comm.allgather(host),
         "nodes": launch.nodes(comm),
+        "cores": launch.cores(comm),
         "objective_given": given,
         "data_path": str(data.path) if data_given else "",
         "stepsize_chosen": json.dumps(stepsize.as_dict(chosen)) if chosen else "",
@@ -145,7 +153,7 @@ def train(
     evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
-    delays_s = _delays_s(config, rank)
+    delays_s = straggler.delays_s(config, rank)
     done_s = pushed_s = begun_s = 0.0
     comm.Barrier()
     clock = Clock(comm, host)
@@ -172,7 +180,7 @@ def train(
             if replicas.stopping:
                 break
             if not replicas.computes:
-                time.sleep(stepsize.IDLE_S)
+                time.sleep(IDLE_S)
                 continue
 
             # Compute a gradient at the replica as it is.
@@ -218,7 +226,17 @@ def train(
     final = replicas.parameters
     launch.agreed(comm, lambda: rank == 0 and runfile.complete_run(directory, final=final, attributes=summary))
     loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
-    return Result(final, directory, gradients, seconds, loss, accuracy, settled.drift)
+    return Result(
+        parameters=final,
+        run=directory,
+        gradients=gradients,
+        seconds=seconds,
+        loss=loss,
+        accuracy=accuracy,
+        drift=settled.drift,
+        stepsize=float(config.optimizer.stepsize),
+        stepsize_by=f"bound {chosen.bound}" if chosen else "settings",
+    )
 
 
 class _Update:
@@ -248,18 +266,6 @@ class _Update:
     @property
     def norm(self) -> float:
         return math.sqrt(self._squares)
-
-
-def _delays_s(config: Config, rank: int) -> Iterator[float] | None:
-    """What to add to each step of this rank, in seconds; None for nothing."""
-    straggler = config.straggler
-    if rank not in straggler.ranks or not straggler.delay_ms:
-        return None
-    mean_s = straggler.delay_ms / 1e3
-    if straggler.distribution == "constant":
-        return repeat(mean_s)
-    rng = np.random.default_rng([config.seed, rank])
-    return (rng.exponential(mean_s) for _ in repeat(None))
 
 
 def _spent(budget: BudgetConfig, gradients: int, seconds: float) -> bool:

@@ -50,7 +50,7 @@ class Missed:
     per_pair : ndarray, shape (n_ranks, n_ranks), int64
         ``[i, j]``: how many gradients of rank `j` those of rank `i` missed; sums to ``staleness.sum()``.
     reach : ndarray, shape (T,), int64
-        ``W_s`` of every gradient, in the global order.
+        ``W_s`` of every gradient, in the global order; an estimate where not every vector was logged.
     """
 
     rank: np.ndarray
@@ -115,8 +115,8 @@ def missed_gradients(order, versions, every=1):
     order : Order
         From `causal_order` of the same log.
     versions, every
-        As for `causal_order`. Gradients without a logged vector are not measured, and add nothing
-        to the reach of others.
+        As for `causal_order`. Gradients without a logged vector are not measured; to the reach of
+        others each measured one adds `every` times its own, in place of those.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def missed_gradients(order, versions, every=1):
         position = np.flatnonzero(order.rank == source)
         reach[position] = after[position] - held_later
     measured = order.index % every == 0
-    return Missed(order.rank[measured], staleness[measured], per_pair, reach)
+    return Missed(order.rank[measured], staleness[measured], per_pair, every * reach)
 
 
 def replicas_at(moments, starts, versions, every=1):

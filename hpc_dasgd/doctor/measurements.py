@@ -86,15 +86,11 @@ class Measurements:
 def measure(comm) -> Measurements:
     """Find out about the launch and the network; takes some seconds."""
     nodes = launch.nodes(comm)
-    allowed = comm.allgather(sorted(os.sched_getaffinity(0)))
     found = {
         "nodes": nodes,
         "hosts": comm.allgather(platform.node()),
-        "cores": [len(cores) for cores in allowed],
-        "cores_of_nodes": {
-            node: len(set().union(*(cores for cores, at in zip(allowed, nodes, strict=True) if at == node)))
-            for node in set(nodes)
-        },
+        "cores": comm.allgather(len(os.sched_getaffinity(0))),
+        "cores_of_nodes": dict(zip(nodes, launch.cores(comm), strict=True)),
         "blas_threads": [described["blas_threads"] for described in comm.allgather(machine.describe())],
     }
     links = []

@@ -19,6 +19,7 @@ def _block_bytes() -> int:
 
 
 BLOCK_BYTES = _block_bytes()
+IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
 
 Update = Callable[[int, int, np.ndarray], None]
 
@@ -98,7 +99,7 @@ class Exchange(ABC):
         return 0
 
     def missed(self, held: np.ndarray) -> int:
-        """Staleness, as known here and now, of a gradient taken at version vector `held`, behind its `push`."""
+        """Staleness of a gradient taken at `held`, as known here and now: during its `push`, or later."""
         return 0
 
     def consensus_distance(self) -> float:

@@ -90,14 +90,15 @@ class ServerExchange(Exchange):
     def push(self, update: Update) -> None:
         """Make an own update and begin to add it to the server's model; the replica has one that waits."""
         exchanges = self._count_step()
+        if exchanges:
+            self._look()  # the stepsize may depend on what the gradient has missed
         waits = not exchanges or self._outbox.under_way
-        self._outbox.add(update, self.parameters if waits else None)
         if waits and self.versions[self.comm.rank] == self._made:  # else an older one is missing
             self.versions[self.comm.rank] += 1
         self._made += 1
+        self._outbox.add(update, self.parameters if waits else None)
         if exchanges:
             self._outbox.send()
-            self._look()  # what a gradient has missed is best seen behind it
         else:
             self._outbox.poll()
 

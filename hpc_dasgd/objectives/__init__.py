@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
+from hpc_dasgd.config import Config
+from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.objectives.interface import Objective
 
-__all__ = ["Objective", "describe", "make"]
+__all__ = ["Objective", "configured", "describe", "make"]
 
 _SHIPPED = {
     "quadratic": "hpc_dasgd.objectives.quadratic:Quadratic",
@@ -53,6 +55,12 @@ def make(kind: str, options: Mapping, data) -> Objective:
     if missing:
         raise ConfigError(f"`objective.kind` must make an object with {' and '.join(missing)}, got {kind!r}")
     return objective
+
+
+def configured(config: Config) -> tuple[Objective, Dataset | None]:
+    """Return the objective that the settings ask for, and the data set it is made for; raises as `make`."""
+    data = None if config.data.path is None else open_dataset(config.data.path, config.device.dtype)
+    return make(config.objective.kind, dict(config.objective.options), data), data
 
 
 def describe() -> dict[str, str]:

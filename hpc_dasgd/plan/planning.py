@@ -8,12 +8,12 @@ import numpy as np
 
 from hpc_dasgd import bound, estimation, objectives
 from hpc_dasgd.config import Config
-from hpc_dasgd.data import open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.plan.simulate import Forecast, Setup, simulate
 from hpc_dasgd.plan.times import ASK_S, Times, check_exchange, neighbours_of
 from hpc_dasgd.theory import Delays
 
+_PATIENCE_S = 60
 _PERCENTS = (25, 50, 75, 90, 99)
 
 
@@ -78,21 +78,30 @@ def safe_stepsize(config: Config, found: dict) -> dict:
     stepsize : dict
         ``safe_stepsize``: the one of the lowest bound, and ``safe_by``, that bound's name; or None, and why.
     """
-    budget = config.budget
-    if budget.gradients is None and budget.seconds is None:
-        return {"safe_stepsize": None, "safe_by": "`budget` sets neither gradients nor seconds"}
-    n_gradients = round(found["gradients_per_s"] * found["seconds"])
-    try:
-        data = None if config.data.path is None else open_dataset(config.data.path, config.device.dtype)
-        objective = objectives.make(config.objective.kind, dict(config.objective.options), data)
-    except ConfigError as error:
-        return {"safe_stepsize": None, "safe_by": str(error)}
-    x0 = np.asarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
-    batches = estimation.sampler(config.seed, None if data is None else data.train, config.data.batch_size)
+    if (reason := _why_no_stepsize(config, found)) is not None:
+        return {"safe_stepsize": None, "safe_by": reason}
     reach = math.inf if found["W_max"] is None else found["W_max"]
     delays = Delays(found["S_avg"], found["S_rms"], found["S_max"], reach)
-    name, stepsize, _ = bound.choose(objective, batches, x0, delays, max(1, n_gradients))
+    n_gradients = max(1, round(found["gradients_per_s"] * found["seconds"]))
+    try:
+        objective, data = objectives.configured(config)
+        x0 = np.asarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
+        batches = estimation.sampler(config.seed, None if data is None else data.train, config.data.batch_size)
+        name, stepsize, _ = bound.choose(objective, batches, x0, delays, n_gradients)
+    except Exception as error:  # of the user's objective, without which all else is known
+        return {"safe_stepsize": None, "safe_by": str(error)}
     return {"safe_stepsize": stepsize, "safe_by": name}
+
+
+def _why_no_stepsize(config: Config, found: dict) -> str | None:
+    optimizer, seconds = config.optimizer, estimation.GRADIENTS * found["compute_ms"] / 1e3
+    if found["seconds"] is None:
+        return "`budget` sets neither gradients nor seconds"
+    if optimizer.kind != "sgd" or optimizer.schedule not in ("constant", "staleness-adaptive"):
+        return "theory knows one for sgd with a constant stepsize"
+    if seconds > _PATIENCE_S:
+        return f"to estimate its constants would take about {seconds:.0f} s"
+    return None
 
 
 def text(found: dict) -> str:
@@ -127,6 +136,8 @@ def available_cores() -> int:
 
 def _check(config: Config, machine: Machine) -> None:
     check_exchange(config)
+    if config.exchange.kind == "none":
+        raise ConfigError("`exchange.kind` must be read to plan with, got 'none'")
     beyond = [rank for rank in config.straggler.ranks if rank >= machine.n_ranks]
     if beyond and config.straggler.delay_ms > 0:
         raise ConfigError(f"`straggler.ranks` must be below the number of ranks, {machine.n_ranks}, got {beyond[0]}")
@@ -134,7 +145,7 @@ def _check(config: Config, machine: Machine) -> None:
 
 def _as_dict(forecast: Forecast, config: Config, times: Times) -> dict:
     staleness = forecast.staleness
-    rate = staleness.size / forecast.seconds if forecast.seconds > 0 else math.inf
+    rate = staleness.size / forecast.seconds
     budget = config.budget
     limits = [budget.seconds, budget.gradients and budget.gradients / rate]
     read_per_s = forecast.read_bytes / forecast.seconds

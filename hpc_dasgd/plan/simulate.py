@@ -26,7 +26,7 @@ from hpc_dasgd.plan.publications import Complete, Tree
 EXACT_RANKS = 4096  # up to here the updates of all ranks are followed, beyond it
 SAMPLED_SOURCES = 256  # those of so many ranks drawn at random
 LOG_S = 4e-6  # from a publication to the next look at the neighbours: the log, as measured; all else comes before
-MEASURED_STEPS = 20  # of each rank, on average, at least
+MEASURED_STEPS = 20  # that exchange, of each rank, on average, at least
 MEASURED_GRADIENTS = 20_000  # at least
 MOST_GRADIENTS = 10_000_000
 _REACH_ENTRIES = 1 << 26
@@ -120,7 +120,7 @@ READ_PASSES = 2  # for each neighbour with news
 
 
 def simulate(setup: Setup, budget: int | None = None, seed: int = 0, *, starts_s=None, n_sources=None) -> Forecast:
-    """Simulate a run until it is settled, and then `MEASURED_STEPS` steps of each rank.
+    """Simulate a run until it is settled, and then `MEASURED_STEPS` exchanging steps of each rank.
 
     Up to `EXACT_RANKS` ranks the staleness is exact. Beyond that the updates of `SAMPLED_SOURCES` ranks, drawn at
     random, are followed through all ranks, and what is missed of them is scaled by the number of ranks.
@@ -137,9 +137,10 @@ def simulate(setup: Setup, budget: int | None = None, seed: int = 0, *, starts_s
         In place of the rule above.
     """
     n_ranks = len(setup.nodes)
-    warm_up = _settling_steps(setup.neighbours) * n_ranks
-    total = min(warm_up + max(MEASURED_STEPS * n_ranks, MEASURED_GRADIENTS), MOST_GRADIENTS, budget or MOST_GRADIENTS)
-    if total < warm_up + MEASURED_STEPS * n_ranks or not _exchanges(setup):
+    warm_up = _settling_steps(setup.neighbours) * setup.every * n_ranks
+    measured = MEASURED_STEPS * setup.every * n_ranks
+    total = min(warm_up + max(measured, MEASURED_GRADIENTS), MOST_GRADIENTS, budget or MOST_GRADIENTS)
+    if total < warm_up + measured or not _exchanges(setup):
         warm_up = 0
     n_sources = n_sources or (n_ranks if n_ranks <= EXACT_RANKS else SAMPLED_SOURCES)
     return _Simulation(setup, seed, starts_s, n_sources).run(warm_up, total)
@@ -150,7 +151,7 @@ def _exchanges(setup: Setup) -> bool:
 
 
 def _settling_steps(neighbours) -> int:
-    """Steps of each rank until news from the start are everywhere, and a few.
+    """Exchanging steps of each rank until news from the start are everywhere, and a few.
 
     On a tree news go one edge on when the next rank pushes, half a step later on average; of the diameter, which is
     at most twice the depth, this takes three quarters.

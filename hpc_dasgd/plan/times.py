@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_dasgd import objectives
+from hpc_dasgd import objectives, straggler
 from hpc_dasgd.analysis import Run
 from hpc_dasgd.batches import Sampler
 from hpc_dasgd.config import Config
-from hpc_dasgd.data import open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.plan.simulate import READ_PASSES, store_passes, sum_passes
 from hpc_dasgd.topology import all_tree_neighbours
@@ -54,7 +53,7 @@ def times_from_run(run: Run, n_ranks: int, cores: int, n_params: int | None = No
     n_ranks : int
         To be planned.
     cores : int
-        Of a node of that run.
+        Of a node of that run, where its files do not say.
     n_params : int, optional
         To be planned; by default as many as in the run.
     """
@@ -63,6 +62,7 @@ def times_from_run(run: Run, n_ranks: int, cores: int, n_params: int | None = No
     if run.counts.min() < 2:
         raise ConfigError(f"{run.directory} must hold at least 2 gradients of each rank to plan from")
     hosts = run.attributes.get("hosts", ["node"] * run.n_ranks)
+    n_cores = run.attributes.get("cores", [cores] * run.n_ranks)
     ends = np.cumsum(run.counts)[:-1]
     starts_s, ends_s = (np.split(run.gradients[name], ends) for name in ("t_start_s", "t_end_s"))
     delays_s = [_delays_s(config, rank, count) for rank, count in enumerate(run.counts.tolist())]
@@ -73,7 +73,7 @@ def times_from_run(run: Run, n_ranks: int, cores: int, n_params: int | None = No
     run_pass_s = _copying_s(run.x0.size, run.x0.dtype)
     compute_s, overhead_s = [], []
     for rank, host in enumerate(hosts):
-        stretch = max(1.0, at_work[host] / cores)
+        stretch = max(1.0, at_work[host] / n_cores[rank])
         computing_s = ends_s[rank] - starts_s[rank]
         exchanging_s = starts_s[rank][1:] - ends_s[rank][:-1]
         degree, n_passes = _mean_exchange(run, rank, neighbours)
@@ -98,8 +98,7 @@ def times_from_config(config: Config, compute_ms: float | None = None, n_params:
     """
     origin = ["passes over memory measured here"]
     if compute_ms is None or n_params is None:
-        data = None if config.data.path is None else open_dataset(config.data.path, config.device.dtype)
-        objective = objectives.make(config.objective.kind, dict(config.objective.options), data)
+        objective, data = objectives.configured(config)
         x0 = np.ascontiguousarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
         n_params = n_params or x0.size
     if compute_ms is None:
@@ -130,14 +129,9 @@ def neighbours_of(config: Config, nodes: Sequence) -> list[tuple[int, ...]] | No
 
 
 def _delays_s(config: Config, rank: int, n_gradients: int) -> np.ndarray:
-    """What a run added to each step of a rank: the same numbers as in `training`."""
-    straggler = config.straggler
-    if rank not in straggler.ranks or not straggler.delay_ms:
-        return np.zeros(n_gradients)
-    mean_s = straggler.delay_ms / 1e3
-    if straggler.distribution == "constant":
-        return np.full(n_gradients, mean_s)
-    return np.random.default_rng([config.seed, rank]).exponential(mean_s, n_gradients)
+    """What a run added to each step of a rank."""
+    delays_s = straggler.delays_s(config, rank)
+    return np.zeros(n_gradients) if delays_s is None else np.fromiter(delays_s, float, n_gradients)
 
 
 def _mean_exchange(run: Run, rank: int, neighbours) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """A run at a glance: a summary for the terminal, plots as PNG, a page. Needs no MPI."""
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,6 @@ from hpc_dasgd.report.diagnosis import warnings
 
 PAGE = "report.html"
 _TABLE_RANKS = 32
-_BOUNDED = KNOWN_STALENESS  # exchanges that the bounds say something of
 _PATIENCE_S = 20  # for estimating what the bounds take of an objective
 _OVER_TOPOLOGY = ("read", "gossip")  # exchanges that `exchange.topology` means something to
 _STATUS = {"complete": "complete", "running": "running, or ended before its end"}
@@ -104,15 +104,20 @@ def bounds(run: Run) -> tuple[dict | None, str | None]:
     reason : str or None
         Why there is none; None also where nobody would ask.
     """
-    if not (run.versions_every and run.counts.any()) or run.settings.get("exchange", {}).get("kind") not in _BOUNDED:
+    if (
+        not (run.versions_every and run.counts.any())
+        or run.settings.get("exchange", {}).get("kind") not in KNOWN_STALENESS
+    ):
         return None, None
     gradient_s = float(np.median(run.gradients["t_end_s"] - run.gradients["t_start_s"]))
     if gradient_s * bound.GRADIENTS > _PATIENCE_S:
         return None, f"would take about {gradient_s * bound.GRADIENTS:.0f} s"
     try:
         return bound.hold(run).as_dict(), None
-    except (ConfigError, ImportError) as error:
+    except ConfigError as error:
         return None, str(error)
+    except Exception as error:  # of the user's objective, without which all else can be shown
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _plots(run: Run) -> dict:
@@ -126,7 +131,7 @@ def _plots(run: Run) -> dict:
         "staleness.png": pictures.staleness_histogram if known else None,
         "staleness_time.png": pictures.staleness_over_time if known else None,
         "missed.png": pictures.missed_by_pair if known and several else None,
-        "behind.png": timeline.behind if known and several else None,
+        "behind.png": timeline.behind if known and 1 < run.n_ranks <= timeline.BEHIND_RANKS else None,
         "timeline.png": timeline.gradients_in_the_middle,
         "activity.png": timeline.activity,
         "progress.png": timeline.progress,
@@ -146,6 +151,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("MPI", attributes.get("mpi_library")),
         ("gradients", f"{n_gradients} in {seconds:.1f} s, {_rate(n_gradients, seconds)}"),
         *_evaluation_rows(run),
+        ("stepsize", _chosen_stepsize(run)),
         *_staleness_rows(run),
         ("drift", _number(attributes.get("drift"))),
         ("dropped reads", _number(attributes.get("dropped_reads"))),
@@ -215,6 +221,16 @@ def _with_commas(rate: str) -> str:
 
 def _number(value, unit: str = "") -> str | None:
     return None if value is None or math.isnan(value) else f"{value:.4g}{unit}"
+
+
+def _chosen_stepsize(run: Run) -> str | None:
+    """What chose the stepsize, where it was not the user."""
+    chosen = json.loads(run.attributes.get("stepsize_chosen") or "null")
+    if chosen is None:
+        return None
+    seen = ", ".join(f"{name} {chosen['delays'][name]:.4g}" for name in ("S_avg", "W_max"))
+    known = ", ".join(f"{name} {value:.4g}" for name, value in chosen["constants"].items())
+    return f"{chosen['stepsize']:.4g}, by bound {chosen['bound']} before the run: {known}; {seen} in a probe"
 
 
 def _transferred(run: Run) -> str | None:

@@ -66,9 +66,10 @@ def _early_ranks(run: Run):
     begun = np.flatnonzero(run.counts)
     if not begun.size:
         return
-    server = run.settings.get("exchange", {}).get("kind") == "server"
-    idle = np.flatnonzero(run.counts == 0)
-    if idle.size and not server:
+    exchange = run.settings.get("exchange", {})
+    serves = exchange.get("kind") == "server" and not exchange.get("server_computes", True)
+    idle = np.setdiff1d(np.flatnonzero(run.counts == 0), [exchange.get("server_rank", 0)] if serves else [])
+    if idle.size:
         yield f"{_ranks(idle)} made no gradients"
     ends = [run.gradients["t_end_s"][run.rows(rank)] for rank in begun]
     last = max(times[-1] for times in ends)

@@ -13,6 +13,7 @@ _SHOWN_STEPS = 32  # of a middling rank, in the part of the timeline that is sho
 _TIME_BINS = 80
 _PER_BIN = 4  # gradients that a rank has in a bin at the least, so that its rate is not 0 or 1 by turns
 _MOMENTS = 15  # per bin; one alone may find a rank that the system has put to sleep
+BEHIND_RANKS = 1024  # beyond, a look at all replicas takes too much memory
 _LOOKED_UP = 1 << 22  # entries of version vectors
 
 

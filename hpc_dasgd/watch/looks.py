@@ -146,6 +146,8 @@ class Watcher:
         """
         # First: when it says that the run is complete, so are the files of the ranks. It is replaced then.
         self._news.hear(now_s)
+        if not self._news.path.stat().st_size:  # about to be locked by the job
+            raise OSError(f"{self._news.path} is empty so far")
         with h5py.File(self._news.path) as file:
             attributes = {name: np.asarray(value).tolist() for name, value in file.attrs.items()}
         number, n_ranks, status, settings = (attributes[name] for name in ("schema", "n_ranks", "status", "config"))

@@ -70,7 +70,7 @@ def cases(n_ranks):
 
 
 def train(comm, directory, case):
-    """What was measured, and both bounds; nothing but `diverged` where the run did not stay finite."""
+    """What was measured, and both bounds."""
     config = {
         "seed": case["seed"],
         "objective": {"kind": "quadratic", "dimension": 100, "L": 1.0, "mu": 0.01, "noise": 1.0},

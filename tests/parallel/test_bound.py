@@ -83,6 +83,23 @@ def test_what_is_given_counts(comm, train, capsys):
         assert "warning: the bounds are for sgd" in capsys.readouterr().out
 
 
+@pytest.mark.parallel([1])
+@pytest.mark.parametrize("given", ["F_0=0", "L=0", "L=1e200"])
+def test_constants_without_a_bound_are_one_line(comm, train, capsys, given):
+    assert cli.main(["bound", str(train()), "--set", given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"`{given.partition('=')[0]}` must be positive and below 1e+30" in line
+
+
+@pytest.mark.parallel([2])
+def test_a_variance_that_is_only_given_is_not_subtracted(comm, train):
+    directory = train()
+    if comm.rank == 0:
+        held = bound.hold(hpc_dasgd.open_run(directory), {"sigma": 30.0})
+        assert held.how == "upper"
+        assert held.measured > 0
+
+
 @pytest.mark.parallel([2])
 def test_constants_of_real_data_are_estimated(comm, train):
     mlp = {"kind": "mlp", "hidden": [8]}
@@ -96,7 +113,7 @@ def test_constants_of_real_data_are_estimated(comm, train):
 
 
 @pytest.mark.parallel([1])
-@pytest.mark.parametrize("text", ["L=0", "sigma=-1", "mu=1", "L", "Q=nan"])
+@pytest.mark.parametrize("text", ["sigma=-1", "mu=1", "L", "Q=nan"])
 def test_a_constant_out_of_range_is_refused(comm, tmp_path, capsys, text):
     assert cli.main(["bound", str(tmp_path), "--set", text]) == 2
     assert f"must be L, sigma, Q or F_0 and a number of at least 0, got '{text}'" in capsys.readouterr().err

@@ -325,7 +325,7 @@ def test_what_was_transferred_is_said(comm, train):
 
 
 @pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("kind", ["read", "accumulate"])
+@pytest.mark.parametrize("kind", ["read", "accumulate", "server"])
 def test_exchanges_are_as_far_apart_as_their_cost_asks(comm, train, tmp_path, kind):
     """A millionth of the time allows for hardly any, nearly all of it for all."""
     transferred, every = [], []
@@ -440,7 +440,7 @@ def test_random_delays_are_drawn_for_each_rank(comm, train):
 
 
 @pytest.mark.parallel([2])
-@pytest.mark.parametrize("kind", ["read", "accumulate"])
+@pytest.mark.parametrize("kind", ["read", "accumulate", "server"])
 def test_a_staleness_adaptive_stepsize_is_smaller_for_stale_gradients(comm, train, kind):
     result = train(
         exchange={"kind": kind},

@@ -179,6 +179,7 @@ def test_a_staleness_adaptive_stepsize_needs_an_exchange_that_knows_it(kind):
     ("sections", "rule"),
     [
         ({"exchange": {"kind": "allreduce"}}, "`exchange.kind` must be one of read, accumulate, server"),
+        ({"exchange": {"every": "auto"}}, "`exchange.every` must be a number"),
         ({"optimizer": {"kind": "adam"}}, "`optimizer.kind` must be sgd"),
         ({"optimizer": {"schedule": "cosine"}}, "`optimizer.schedule` must be constant or staleness-adaptive"),
         ({"budget": {"target_loss": 0.1}}, "`budget` must set gradients or seconds"),

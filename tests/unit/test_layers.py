@@ -33,6 +33,7 @@ FLOORS = {
     "clock": 1,
     "progress": 1,
     "pace": 1,
+    "straggler": 2,
     "launch": 1,
     "machine": 1,
     "estimation": 2,

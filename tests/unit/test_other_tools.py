@@ -16,8 +16,6 @@ SETTINGS = {"exchange": {"kind": "read"}, "budget": {"gradients": 1}}
 FILES = ["run.h5", "rank_00000.h5"]
 
 needs_hdf5_tools = pytest.mark.skipif(not shutil.which("h5dump"), reason="needs h5ls and h5dump (hdf5-tools)")
-xarray = pytest.importorskip("xarray")
-pytest.importorskip("h5netcdf")
 
 
 @pytest.fixture
@@ -67,8 +65,14 @@ def test_h5dump_shows_values_units_and_descriptions(directory, run, name):
     assert re.search(r'ATTRIBUTE "description".*?"end of the computation since the run began', attributes, re.S)
 
 
+@pytest.fixture
+def xarray():
+    pytest.importorskip("h5netcdf")
+    return pytest.importorskip("xarray")
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_xarray_finds_its_way(directory, run, name):
+def test_xarray_finds_its_way(xarray, directory, run, name):
     with xarray.open_dataset(directory / name, group="gradient", engine="h5netcdf") as gradients:
         ends = np.concatenate(run.end) if name == "run.h5" else run.end[0]
         versions = np.concatenate(run.versions) if name == "run.h5" else run.versions[0]
@@ -84,7 +88,7 @@ def test_xarray_finds_its_way(directory, run, name):
         assert evaluations.loss.sel(t_s=1.5).item() == 1.0
 
 
-def test_the_example_of_readme_runs(directory, capsys):
+def test_the_example_of_readme_runs(xarray, directory, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     (example,) = (block for block in blocks if "xarray" in block)
     assert len(example.splitlines()) <= 10

@@ -1,6 +1,7 @@
 """Simulated runs: against formulas by hand, against a simulation with sets, and from the command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,12 @@ def test_rare_exchanges_are_staler():
     assert rarely == pytest.approx(3 * 5, rel=0.1)
 
 
+def test_a_run_has_settled_when_all_have_exchanged_again():
+    found = simulate(setup(50, every=100))
+    assert found.n_dropped > 0
+    assert found.staleness.mean() == pytest.approx(49 * 100, rel=0.1)
+
+
 def test_ranks_beyond_the_cores_share_them():
     alone, shared = (simulate(setup(8, cores=cores), 8000) for cores in (8, 2))
     assert shared.seconds == pytest.approx(4 * alone.seconds, rel=0.02)
@@ -181,6 +188,19 @@ def test_times_of_a_run_are_without_its_stragglers(run):
 def test_times_of_a_run_that_shared_its_core_are_for_a_core_of_ones_own(run):
     alone, shared = (np.mean(times_from_run(run, 3, cores).compute_s[0]) for cores in (2, 1))
     assert shared == pytest.approx(alone / (2 - 0.005 / 0.015), rel=0.02)
+
+
+def test_the_cores_of_a_run_are_those_that_it_had(tmp_path):
+    config = load_config(SETTINGS)
+    starts = [np.arange(0, 2, 0.01)] * 4
+    made = SimpleNamespace(
+        n_ranks=4, start=starts, end=[own + 0.008 for own in starts], versions=[np.zeros((200, 4), np.uint32)] * 4
+    )
+    attributes = {"hosts": ["node"] * 4, "cores": [2] * 4}
+    directory = synthetic.write_run(tmp_path / "run", made, config=config.to_toml(), attributes=attributes)
+    times = times_from_run(open_run(directory), 4, cores=64)
+    # Four ranks took turns on two cores: alone each would have been twice as fast.
+    np.testing.assert_allclose([np.mean(values) for values in times.compute_s], 0.004, rtol=0.02)
 
 
 def write_config(tmp_path):

@@ -21,7 +21,7 @@ def reference(run, every=1):
             missed = set(sequence[:t]) - run.held[rank][index]
             staleness[rank].append(len(missed))
             for gradient in missed:
-                reach[gradient] += len(missed)
+                reach[gradient] += every * len(missed)
     return staleness, max(reach.values())
 
 

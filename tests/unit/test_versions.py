@@ -32,7 +32,7 @@ def brute_force(run, sequence, every):
         staleness.append(len(missed))
         for gradient in missed:
             per_pair[rank, gradient[0]] += 1
-            reach[gradient] += len(missed)
+            reach[gradient] += every * len(missed)
     return staleness, per_pair, [reach[s] for s in sequence]
 
 
