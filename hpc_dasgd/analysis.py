@@ -16,44 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from hpc_dasgd import objectives, schema
 from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.rankfiles import RankFile, VersionRows, look_at, open_file, read_columns
 from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
 
 _MEMORY_BYTES = 1 << 30  # of version vectors; where there are more, they are read piece by piece
-
-
-class _RankFile(NamedTuple):
-    """A rank's file as it was when the run was opened."""
-
-    path: Path
-    versions_every: int = 0
-    n_gradients: int = 0
-    n_evaluations: int = 0
-
-    @property
-    def n_vectors(self) -> int:
-        return -(-self.n_gradients // self.versions_every) if self.versions_every else 0
-
-
-class _VersionRows:
-    """The logged version vectors of a rank, (n_vectors, n_ranks) uint32, read from its file when sliced."""
-
-    def __init__(self, source: _RankFile, n_ranks: int):
-        self._path = source.path
-        self.shape = (source.n_vectors, n_ranks)
-
-    def __getitem__(self, rows) -> np.ndarray:
-        with _open(self._path) as file:
-            return file["gradient/versions"][rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +55,7 @@ class Run:
     final: np.ndarray | None
     parameter_shapes: dict | None
     warnings: list[str]
-    _files: list[_RankFile] = field(repr=False)
+    _files: list[RankFile] = field(repr=False)
 
     @property
     def n_ranks(self) -> int:
@@ -131,7 +105,7 @@ class Run:
         rows["rank"] = np.repeat(np.arange(self.n_ranks), self.counts)
         parts = np.split(rows, np.cumsum(self.counts)[:-1])
         for source, part in zip(self._files, parts, strict=True):
-            _read_columns(source.path, "gradient", schema.GRADIENT_COLUMNS, part)
+            read_columns(source.path, "gradient", schema.GRADIENT_COLUMNS, part)
         # As if every clock had gone evenly from its offset at the start to that at the end.
         for drift_s, part in zip(self.attributes.get("clock_drift_s", []), parts, strict=False):
             for name in ("t_start_s", "t_end_s") if drift_s else ():
@@ -147,7 +121,7 @@ class Run:
     def evaluation(self) -> np.ndarray:
         """Evaluations of rank 0's replica: structured, `schema.EVALUATION_COLUMNS`."""
         rows = np.empty(self._files[0].n_evaluations, schema.record_dtype(schema.EVALUATION_COLUMNS))
-        _read_columns(self._files[0].path, "evaluation", schema.EVALUATION_COLUMNS, rows)
+        read_columns(self._files[0].path, "evaluation", schema.EVALUATION_COLUMNS, rows)
         return rows
 
     @cached_property
@@ -266,13 +240,13 @@ class Run:
         for rank, source in enumerate(self._files):
             if not source.path.exists():
                 continue
-            with _open(source.path) as file:
+            with open_file(source.path) as file:
                 if "pace" not in file:
                     continue
                 n_rows = min(len(file["pace"][column.name]) for column in schema.PACE_COLUMNS)
             rows = np.empty(n_rows, schema.record_dtype((schema.RANK, *schema.PACE_COLUMNS)))
             rows["rank"] = rank
-            _read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
+            read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
             yield rows
 
     @cached_property
@@ -282,8 +256,8 @@ class Run:
     def _by_rank(self, name: str) -> list[np.ndarray]:
         return np.split(self.gradients[name], np.cumsum(self.counts)[:-1])
 
-    def _rows_on_demand(self) -> list[_VersionRows]:
-        return [_VersionRows(source, self.n_ranks) for source in self._files]
+    def _rows_on_demand(self) -> list[VersionRows]:
+        return [VersionRows(source, self.n_ranks) for source in self._files]
 
 
 def open_run(path: str | os.PathLike) -> Run:
@@ -302,7 +276,7 @@ def open_run(path: str | os.PathLike) -> Run:
     path = Path(path)
     run_file = path / schema.RUN_FILE if path.is_dir() else path
     try:
-        with _open(run_file) as file:
+        with open_file(run_file) as file:
             attributes = {name: np.asarray(value).tolist() for name, value in file.attrs.items()}
             shapes = file["x0"].attrs.get("parameter_shapes", "null")
             x0, final = file["x0"][:], file["final"][:] if "final" in file else None
@@ -313,7 +287,7 @@ def open_run(path: str | os.PathLike) -> Run:
     if number > schema.SCHEMA:
         raise ConfigError(f"{run_file} must have a schema of at most {schema.SCHEMA}, got {number}")
     directory, warnings = run_file.parent, _warnings_of(attributes)
-    files = [_rank_file(directory / schema.rank_file(rank), warnings) for rank in range(n_ranks)]
+    files = [look_at(directory / schema.rank_file(rank), warnings) for rank in range(n_ranks)]
     run = Run(directory, attributes, x0, final, json.loads(shapes), warnings, files)
     if run.versions_every > 1:
         warnings.append(f"staleness is of one gradient in {run.versions_every}: no other vectors were logged")
@@ -353,14 +327,6 @@ def staleness_text(run: Run) -> str:
     return "\n".join([f"staleness of {run.directory}: {run.staleness().table()}", *notes])
 
 
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path)
-    except OSError:
-        # Being written, or left open by a killed process.
-        return h5py.File(path, swmr=True)
-
-
 def _warnings_of(attributes: dict) -> list[str]:
     """What the settings say about the log; nothing where this version cannot read them."""
     exchange = sections(attributes["config"]).get("exchange", {})
@@ -382,31 +348,3 @@ def _warnings_of(attributes: dict) -> list[str]:
     if exchange.get("kind") == "gossip":
         warnings.append("`exchange.kind` is gossip: a version vector counts updates of which a replica holds a share")
     return warnings
-
-
-def _rank_file(path: Path, warnings: list[str]) -> _RankFile:
-    """See how many whole rows a rank's file holds; its data sets may have been caught growing."""
-    try:
-        with _open(path) as file:
-            gradient, evaluation = file["gradient"], file["evaluation"]
-            every = int(file.attrs["versions_every"])
-            # Runs of earlier versions may lack a column.
-            lengths = [len(gradient[column.name]) for column in schema.GRADIENT_COLUMNS if column.name in gradient]
-            n_complete = min(lengths)
-            if every:
-                n_complete = min(n_complete, every * len(gradient[schema.VERSIONS.name]))
-            known = [evaluation[column.name] for column in schema.EVALUATION_COLUMNS if column.name in evaluation]
-            n_evaluations = min(map(len, known))
-    except (OSError, KeyError):
-        warnings.append(f"{path.name} is missing or unreadable: its rank counts as one without gradients")
-        return _RankFile(path)
-    if n_complete < max(lengths):
-        warnings.append(f"{path.name} is cut to {n_complete} gradients: some of its data sets hold no more")
-    return _RankFile(path, every, n_complete, n_evaluations)
-
-
-def _read_columns(path: Path, group: str, columns: tuple[schema.Column, ...], out: np.ndarray) -> None:
-    if out.size:
-        with _open(path) as file:
-            for column in columns:
-                out[column.name] = file[group][column.name][: out.size] if column.name in file[group] else math.nan

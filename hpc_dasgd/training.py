@@ -112,13 +112,8 @@ def train(
     config = launch.agreed(comm, lambda: load_config(config, overrides))
     xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
     given, data_given = objective is not None, data is not None
-    data = launch.agreed(comm, lambda: _open_data(config, data))
-    if objective is None:
-        options = dict(config.objective.options)
-        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data))
-    x0 = launch.agreed(comm, lambda: _initial(objective, config))
-    launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
-    comm.Bcast(x0, root=0)
+    objective, data, x0 = _agree_on_problem(comm, config, objective, data)
+    passed = {"objective_given": given, "data_path": str(Path(data.path).absolute()) if data_given else ""}
     chosen = None
     if config.optimizer.stepsize == "bound":
         chosen = stepsize.choose(comm, config, objective, data, x0, straggler.delays_s(config, rank))
@@ -130,16 +125,8 @@ def train(
     # Where it goes.
     host = platform.node()
     directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
-    started = {
-        "n_ranks": comm.size,
-        "hosts": comm.allgather(host),
-        "nodes": launch.nodes(comm),
-        "cores": launch.cores(comm),
-        "objective_given": given,
-        "data_path": str(data.path) if data_given else "",
-        "stepsize_chosen": json.dumps(stepsize.as_dict(chosen)) if chosen else "",
-        **_summed_up(comm.allgather(machine.describe())),
-    }
+    started = passed | _describe_launch(comm, host)
+    started["stepsize_chosen"] = json.dumps(stepsize.as_dict(chosen)) if chosen else ""
     launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, started, objective, x0))
     pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
     log = launch.agreed(
@@ -211,25 +198,14 @@ def train(
         evaluation.run(replicas, clock.now(), settled.consensus_distance)
     replicas.free()
 
-    gradients = comm.allreduce(replicas.made)
-    summary = {
-        "gradients": gradients,
-        "seconds": seconds,
-        "drift": settled.drift,
-        "dropped_reads": comm.allreduce(settled.dropped_reads),
-        "consensus_distance": settled.consensus_distance,
-        "transferred_bytes": comm.allgather(replicas.transferred_bytes),
-        "clock_offset_s": comm.allgather(clock.offset_s),
-        "clock_drift_s": comm.allgather(clock.drift_s()),
-        "clock_error_s": max(comm.allgather(clock.error_s)),
-    }
+    summary = _summarize(comm, replicas, settled, clock, seconds)
     final = replicas.parameters
     launch.agreed(comm, lambda: rank == 0 and runfile.complete_run(directory, final=final, attributes=summary))
     loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
     return Result(
         parameters=final,
         run=directory,
-        gradients=gradients,
+        gradients=summary["gradients"],
         seconds=seconds,
         loss=loss,
         accuracy=accuracy,
@@ -281,6 +257,45 @@ def _remedy(config: Config) -> str:
 def _open_data(config: Config, data) -> Dataset | None:
     path = data if data is not None else config.data.path
     return path if path is None or isinstance(path, Dataset) else open_dataset(path, config.device.dtype)
+
+
+def _agree_on_problem(comm, config: Config, objective, data) -> tuple[object, Dataset | None, np.ndarray]:
+    """Objective, data set and first parameters, the same on every rank. Collective."""
+    data = launch.agreed(comm, lambda: _open_data(config, data))
+    if objective is None:
+        options = dict(config.objective.options)
+        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data))
+    x0 = launch.agreed(comm, lambda: _initial(objective, config))
+    launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
+    comm.Bcast(x0, root=0)
+    return objective, data, x0
+
+
+def _describe_launch(comm, host: str) -> dict:
+    """What ``run.h5`` says of the ranks and their machines. Collective."""
+    described = comm.allgather(machine.describe())
+    return {
+        "n_ranks": comm.size,
+        "hosts": comm.allgather(host),
+        "nodes": launch.nodes(comm),
+        "cores": launch.cores(comm),
+        **{name: "; ".join(sorted({other[name] for other in described})) for name in described[0]},
+    }
+
+
+def _summarize(comm, replicas, settled, clock: Clock, seconds: float) -> dict:
+    """What ``run.h5`` says of how the run ended. Collective."""
+    return {
+        "gradients": comm.allreduce(replicas.made),
+        "seconds": seconds,
+        "drift": settled.drift,
+        "dropped_reads": comm.allreduce(settled.dropped_reads),
+        "consensus_distance": settled.consensus_distance,
+        "transferred_bytes": comm.allgather(replicas.transferred_bytes),
+        "clock_offset_s": comm.allgather(clock.offset_s),
+        "clock_drift_s": comm.allgather(clock.drift_s()),
+        "clock_error_s": max(comm.allgather(clock.error_s)),
+    }
 
 
 def _initial(objective, config: Config) -> np.ndarray:
@@ -337,11 +352,6 @@ def _default_directory(config: Config) -> Path:
                 continue
             # Else `create_run` will say what is wrong with the place.
         return directory
-
-
-def _summed_up(described: list[dict[str, str]]) -> dict[str, str]:
-    """What the ranks say of their machines, each thing once."""
-    return {name: "; ".join(sorted({other[name] for other in described})) for name in described[0]}
 
 
 def _create_run(directory: Path, config: Config, started: Mapping, objective, x0: np.ndarray) -> None:

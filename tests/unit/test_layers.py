@@ -27,6 +27,7 @@ FLOORS = {
     "window": 1,
     "schema": 1,
     "runfile": 1,
+    "rankfiles": 1,
     "ranklog": 1,
     "data": 1,
     "batches": 1,

@@ -1,0 +1,62 @@
+"""The command line: arguments in, exit status out.
+
+0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong; 130 `watch` was left
+by Ctrl-C.
+"""
+
+import os
+import platform
+import sys
+import traceback
+
+from hpc_dasgd import launch
+from hpc_dasgd.cli.arguments import make_parser
+from hpc_dasgd.cli.status import DONE, FAILED, PROGRAM, WRONG, UsageError
+from hpc_dasgd.errors import ConfigError, HpcDasgdError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status. A rank that fails ends the whole job."""
+    launch.set_environment_defaults()
+    try:
+        options = make_parser(PROGRAM).parse_args(arguments)
+        options.run_command(options)
+        sys.stdout.flush()
+        return DONE
+    except ConfigError as error:
+        if launch.alone() or getattr(error, "agreed", False):
+            if launch.started_rank() == 0:
+                print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, UsageError):
+                launch.wait_to_exit()
+            return WRONG
+        return _fail(f"error: {error}")
+    except HpcDasgdError as error:
+        return _fail(f"error: {error}")
+    except BrokenPipeError:
+        if launch.mpi_runs():
+            return _fail(traceback.format_exc().rstrip())
+        # The reader of standard output went away (`| head`): nothing is wrong, nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except SystemExit:
+        if launch.alone():
+            raise
+        # A user's code called `sys.exit` on this rank: MPI would wait for the others in its end, for ever.
+        return _fail(traceback.format_exc().rstrip())
+    except Exception:
+        return _fail(traceback.format_exc().rstrip())
+
+
+def _fail(message: str) -> int:
+    """Say what happened on this rank, and end the other ranks too, which would wait for this one for ever."""
+    rank, n_ranks = launch.started_rank(), launch.n_started_ranks()
+    where = f"[rank {rank}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
+    try:
+        print(f"{PROGRAM}: {where}{message}", file=sys.stderr, flush=True)
+    finally:
+        if not launch.alone():
+            launch.abort(FAILED)
+    return FAILED

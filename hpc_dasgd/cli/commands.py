@@ -1,0 +1,166 @@
+"""What each command does: options in, text on standard output."""
+
+import json
+import math
+import shlex
+
+from hpc_dasgd import launch
+from hpc_dasgd.cli.status import FAILED, INTERRUPTED, PROGRAM, UsageError
+from hpc_dasgd.errors import ConfigError, ReplayError
+
+
+def train(options) -> None:
+    comm = launch.world()
+    from hpc_dasgd.training import train
+
+    result = train(options.config, comm=comm, overrides=options.set, run=options.run)
+    if comm.rank == 0:
+        rate = result.gradients / result.seconds if result.seconds > 0 else math.nan
+        measured = {"loss": result.loss, "accuracy": result.accuracy}
+        reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
+        work = f"{result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s"
+        print(f"done: {work} ({rate:.0f}/s)")
+        if result.stepsize_by != "settings":
+            print(f"stepsize: {result.stepsize:.4g}, chosen by {result.stepsize_by}")
+        if reached:
+            print(f"reached: {', '.join(reached)} on the evaluation set")
+        print(f"files: {result.run}")
+        print(f"next: {PROGRAM} report {shlex.quote(str(result.run))}")
+
+
+def staleness(options) -> None:
+    from hpc_dasgd import analysis
+
+    run = analysis.open_run(options.run)
+    print(json.dumps(run.staleness().as_dict()) if options.json else analysis.staleness_text(run))
+
+
+def report(options) -> None:
+    from pathlib import Path
+
+    from hpc_dasgd import analysis, report
+
+    run = analysis.open_run(options.run)
+    held, reason = report.bounds(run)
+    print(report.summary(run, held))
+    if reason:
+        print(f"note: no bounds: {reason}; see {PROGRAM} bound --help")
+    directory = Path(options.output or run.directory / "report")
+    paths = report.write_plots(run, directory)
+    for path in paths:
+        print(f"plot: {path}")
+    print(f"page: {report.write_page(run, paths, directory, held)}")
+
+
+def compare(options) -> None:
+    from pathlib import Path
+
+    from hpc_dasgd import analysis, comparison
+
+    compared = comparison.compare([analysis.open_run(run) for run in options.runs], options.loss)
+    print(json.dumps(compared.as_dict()) if options.json else compared.table())
+    path = comparison.write_plot(compared, Path(options.output))
+    if not options.json:
+        print(f"plot: {path}")
+
+
+def bound(options) -> None:
+    from hpc_dasgd import analysis, bound
+
+    run = analysis.open_run(options.run)
+    held = bound.hold(run, dict(options.set), data=options.data, replays=options.replay)
+    print(json.dumps(held.as_dict()) if options.json else held.table())
+
+
+def replay(options) -> None:
+    from hpc_dasgd import analysis, replay
+
+    run = analysis.open_run(options.run)
+    if options.until is None and options.inspect is None:
+        if options.output:
+            raise UsageError("--output needs --until or --inspect")
+        replayed = replay.replay(run, data=options.data)
+        print(replay.text(replayed))
+        if not replayed.agrees:
+            raise ReplayError(f"the replay of {run.directory} does not agree with its log")
+        return
+    if options.inspect is None:
+        moment = replay.until(run, options.until, data=options.data)
+    else:
+        moment = replay.inspect(run, *options.inspect, data=options.data)
+    print(replay.moment_text(moment))
+    if options.output:
+        replay.write_moment(moment, options.output)
+        print(f"moment: {options.output}")
+
+
+def watch(options) -> None:
+    try:
+        from hpc_dasgd.watch import watch
+
+        watch(options.run, options.every, options.patience)
+    except KeyboardInterrupt:
+        # How one leaves it, not a failure to speak of.
+        raise SystemExit(INTERRUPTED) from None
+
+
+def plan(options) -> None:
+    from dataclasses import replace
+
+    from hpc_dasgd import analysis
+    from hpc_dasgd.config import load_config
+    from hpc_dasgd.plan import planning
+    from hpc_dasgd.plan.times import times_from_config, times_from_run
+
+    config = load_config(options.config, options.set)
+    cores = options.cores or planning.available_cores()
+    machine = planning.Machine(
+        n_ranks=options.ranks,
+        cores=cores,
+        ranks_per_node=options.ranks_per_node or cores,
+        latency_s=options.latency_us * 1e-6,
+        bytes_per_s=options.bandwidth * 1e9,
+    )
+    if options.run is None:
+        times = times_from_config(config, options.compute_ms, options.n_params)
+    else:
+        times = times_from_run(analysis.open_run(options.run), machine.n_ranks, cores, options.n_params)
+        if options.compute_ms is not None:
+            times = replace(times, compute_s=[[options.compute_ms / 1e3]])
+    found = planning.plan(config, machine, times, options.seed)
+    found |= planning.safe_stepsize(config, found)
+    print(json.dumps(found) if options.json else planning.text(found))
+
+
+def doctor(options) -> None:
+    from pathlib import Path
+
+    try:
+        comm = launch.world()
+    except ConfigError as error:
+        # What the launcher did wrong is the doctor's first business.
+        found = [{"check": "launch", "status": "wrong", "detail": str(error), "remedy": "see README, On a cluster"}]
+        if launch.started_rank() == 0:
+            print(json.dumps(found) if options.json else f"wrong  launch: {error}")
+        raise SystemExit(FAILED) from None
+    from hpc_dasgd import doctor
+
+    found = doctor.examine(comm, Path(options.run))
+    if comm.rank == 0:
+        print(json.dumps([each._asdict() for each in found]) if options.json else doctor.text(found))
+
+
+def convert(options) -> None:
+    from hpc_dasgd import convert
+    from hpc_dasgd.progress import Counted
+
+    with Counted() as bar:
+        n_rows = convert.convert(options.source, options.target, options.test_share, bar.show)
+    print(f"data set: {options.target}, {n_rows['train']} examples to train on, {n_rows['test']} to test")
+
+
+def export(options) -> None:
+    from hpc_dasgd import analysis
+
+    analysis.export(analysis.open_run(options.run), options.parameters)
+    print(f"parameters: {options.parameters}")
