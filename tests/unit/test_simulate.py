@@ -235,7 +235,9 @@ def test_plan_prints_a_table_from_a_run(tmp_path, run, capsys):
     ("options", "fragment"),
     [
         (["--set", "exchange.kind=gossip", "--set", "exchange.topology=ring"], "`exchange.kind` must be read or none"),
+        (["--set", "exchange.kind=none"], "`exchange.kind` must be read to plan with, got 'none'"),
         (["--set", "exchange.every=auto"], "`exchange.every` must be a number"),
+        (["--seed", "-1"], "must be an integer of at least 0"),
         (["--set", "straggler.ranks=[9]", "--set", "straggler.delay_ms=1"], "below the number of ranks, 2, got 9"),
         (["--cores", "0"], "--cores"),
     ],
