@@ -8,26 +8,20 @@ exchange is synchronous (`allreduce`).
 
 import json
 import math
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from itertools import count
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-import hpc_dasgd
-from hpc_dasgd import arrays, exchange, launch, machine, objectives, optimizers, ranklog, runfile, stepsize, straggler
+from hpc_dasgd import arrays, exchange, launch, optimizers, problem, ranklog, rundirectory, stepsize, straggler
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
-from hpc_dasgd.data import Dataset, Sampler, open_dataset
-from hpc_dasgd.errors import ConfigError, TrainingError
+from hpc_dasgd.data import Dataset, Sampler
+from hpc_dasgd.errors import TrainingError
 from hpc_dasgd.evaluation import Evaluation
 from hpc_dasgd.exchange.interface import IDLE_S
 from hpc_dasgd.pace import Pace
@@ -112,7 +106,7 @@ def train(
     config = launch.agreed(comm, lambda: load_config(config, overrides))
     xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
     given, data_given = objective is not None, data is not None
-    objective, data, x0 = _agree_on_problem(comm, config, objective, data)
+    objective, data, x0 = problem.agree(comm, config, objective, data)
     passed = {"objective_given": given, "data_path": str(Path(data.path).absolute()) if data_given else ""}
     chosen = None
     if config.optimizer.stepsize == "bound":
@@ -124,10 +118,10 @@ def train(
 
     # Where it goes.
     host = platform.node()
-    directory = comm.bcast(Path(run or _default_directory(config)) if rank == 0 else None, root=0)
-    started = passed | _describe_launch(comm, host)
+    directory = comm.bcast(Path(run or rundirectory.default(config)) if rank == 0 else None, root=0)
+    started = passed | rundirectory.describe_launch(comm, host)
     started["stepsize_chosen"] = json.dumps(stepsize.as_dict(chosen)) if chosen else ""
-    launch.agreed(comm, lambda: rank == 0 and _create_run(directory, config, started, objective, x0))
+    launch.agreed(comm, lambda: rank == 0 and rundirectory.create(directory, config, started, objective, x0))
     pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
     log = launch.agreed(
         comm,
@@ -196,12 +190,21 @@ def train(
         # Every update of every rank into every replica; then the last word on how good it is.
         settled = replicas.settle()
         evaluation.run(replicas, clock.now(), settled.consensus_distance)
-    replicas.free()
 
-    summary = _summarize(comm, replicas, settled, clock, seconds)
+    last = rundirectory.LastWords(
+        rank=rank,
+        made=replicas.made,
+        dropped_reads=settled.dropped_reads,
+        transferred_bytes=replicas.transferred_bytes,
+        clock_offset_s=clock.offset_s,
+        clock_drift_s=clock.drift_s(),
+        clock_error_s=clock.error_s,
+        loss=evaluation.loss,
+        accuracy=evaluation.accuracy,
+    )
+    summary, loss, accuracy = rundirectory.complete(directory, replicas, last, settled, seconds)
     final = replicas.parameters
-    launch.agreed(comm, lambda: rank == 0 and runfile.complete_run(directory, final=final, attributes=summary))
-    loss, accuracy = comm.bcast((evaluation.loss, evaluation.accuracy), root=0)
+    replicas.free()
     return Result(
         parameters=final,
         run=directory,
@@ -254,80 +257,6 @@ def _remedy(config: Config) -> str:
     return f"a smaller `optimizer.stepsize` than {config.optimizer.stepsize:g} may help"
 
 
-def _open_data(config: Config, data) -> Dataset | None:
-    path = data if data is not None else config.data.path
-    return path if path is None or isinstance(path, Dataset) else open_dataset(path, config.device.dtype)
-
-
-def _agree_on_problem(comm, config: Config, objective, data) -> tuple[object, Dataset | None, np.ndarray]:
-    """Objective, data set and first parameters, the same on every rank. Collective."""
-    data = launch.agreed(comm, lambda: _open_data(config, data))
-    if objective is None:
-        options = dict(config.objective.options)
-        objective = launch.agreed(comm, lambda: objectives.make(config.objective.kind, options, data))
-    x0 = launch.agreed(comm, lambda: _initial(objective, config))
-    launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
-    comm.Bcast(x0, root=0)
-    return objective, data, x0
-
-
-def _describe_launch(comm, host: str) -> dict:
-    """What ``run.h5`` says of the ranks and their machines. Collective."""
-    described = comm.allgather(machine.describe())
-    return {
-        "n_ranks": comm.size,
-        "hosts": comm.allgather(host),
-        "nodes": launch.nodes(comm),
-        "cores": launch.cores(comm),
-        **{name: "; ".join(sorted({other[name] for other in described})) for name in described[0]},
-    }
-
-
-def _summarize(comm, replicas, settled, clock: Clock, seconds: float) -> dict:
-    """What ``run.h5`` says of how the run ended. Collective."""
-    return {
-        "gradients": comm.allreduce(replicas.made),
-        "seconds": seconds,
-        "drift": settled.drift,
-        "dropped_reads": comm.allreduce(settled.dropped_reads),
-        "consensus_distance": settled.consensus_distance,
-        "transferred_bytes": comm.allgather(replicas.transferred_bytes),
-        "clock_offset_s": comm.allgather(clock.offset_s),
-        "clock_drift_s": comm.allgather(clock.drift_s()),
-        "clock_error_s": max(comm.allgather(clock.error_s)),
-    }
-
-
-def _initial(objective, config: Config) -> np.ndarray:
-    """The objective's first parameters, in the settings' dtype, checked."""
-    x0 = np.ascontiguousarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
-    if x0.ndim != 1 or x0.size == 0:
-        raise ConfigError(f"`initial` of the objective must return a non-empty vector, got shape {x0.shape}")
-    if not np.isfinite(x0).all():
-        raise ConfigError("`initial` of the objective must return finite parameters")
-    return x0
-
-
-def _check(config: Config, n_ranks: int, objective, data: Dataset | None) -> None:
-    """Hold the settings against what is known only now: the ranks, the objective, the data."""
-    if config.exchange.kind == "server":
-        server = config.exchange.server_rank
-        if server >= n_ranks:
-            raise ConfigError(f"`exchange.server_rank` must be below the number of ranks, {n_ranks}, got {server}")
-        if n_ranks == 1 and not config.exchange.server_computes:
-            raise ConfigError("`exchange.server_computes` must be true on a single rank, got false")
-    beyond = [rank for rank in config.straggler.ranks if rank >= n_ranks]
-    if beyond and config.straggler.delay_ms > 0:
-        raise ConfigError(f"`straggler.ranks` must be below the number of ranks, {n_ranks}, got {beyond[0]}")
-    if config.budget.target_loss is None:
-        return
-    # The run might never end otherwise.
-    if not callable(getattr(objective, "evaluate", None)):
-        raise ConfigError("`budget.target_loss` needs an objective with `evaluate`, got one without")
-    if data is not None and data.test.n_rows == 0:
-        raise ConfigError(f"`budget.target_loss` needs an evaluation set, got no rows in `/test/x` of {data.path}")
-
-
 def _make_schedule(config: Config, n_ranks: int):
     settings = config.optimizer
     return optimizers.make_schedule(
@@ -338,38 +267,3 @@ def _make_schedule(config: Config, n_ranks: int):
         step_factor=settings.step_factor,
         concurrency=n_ranks,
     )
-
-
-def _default_directory(config: Config) -> Path:
-    """Make a new directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
-    first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in count(1):
-        directory = first if number == 1 else first.with_name(f"{first.name}-{number}")
-        try:
-            directory.mkdir(parents=True)
-        except OSError:
-            if os.path.lexists(directory):
-                continue
-            # Else `create_run` will say what is wrong with the place.
-        return directory
-
-
-def _create_run(directory: Path, config: Config, started: Mapping, objective, x0: np.ndarray) -> None:
-    import mpi4py
-    from mpi4py import MPI
-
-    attributes = {
-        "seed": config.seed,
-        **started,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-        "hpc_dasgd_version": hpc_dasgd.__version__,
-        "python_version": platform.python_version(),
-        "numpy_version": np.__version__,
-        "h5py_version": h5py.__version__,
-        "hdf5_version": h5py.version.hdf5_version,
-        "mpi4py_version": mpi4py.__version__,
-        "mpi_library": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
-    }
-    shapes = getattr(objective, "parameter_shapes", None)
-    runfile.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)

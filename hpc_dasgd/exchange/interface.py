@@ -102,6 +102,10 @@ class Exchange(ABC):
         """Staleness of a gradient taken at `held`, as known here and now: during its `push`, or later."""
         return 0
 
+    def allgather(self, value) -> list:
+        """What every rank passes as `value`, by rank; None for a rank that died. Collective; after `settle`."""
+        return self.comm.allgather(value)
+
     def consensus_distance(self) -> float:
         """See `Settled`; here and now, from what the others have published. Not collective.
 

@@ -42,6 +42,8 @@ FLOORS = {
     "optimizers": 2,
     "exchange": 2,
     "evaluation": 2,
+    "problem": 3,
+    "rundirectory": 3,
     "training": 3,
     "analysis": 3,
     "staleness": 3,
