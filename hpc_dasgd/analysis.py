@@ -4,7 +4,7 @@
     run.gradients["loss"], run.versions[0], run.staleness().as_dict()
 
 A run can be opened while it is being written, and after it was killed: everything then refers to what
-was in the files at the moment of opening.
+was in the files at the moment of opening. One that was resumed is read as if it had never been interrupted.
 """
 
 import json
@@ -12,7 +12,7 @@ import math
 import os
 import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,13 @@ from hpc_dasgd import objectives, schema
 from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.rankfiles import RankFile, VersionRows, look_at, open_file, read_columns
+from hpc_dasgd.generations import Generation, chain, run_directory
+from hpc_dasgd.rankfiles import Stream, VersionRows, open_file, read_events, read_gradients, read_streams
 from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
 
+_OF_THE_FIRST = ("started", "command")  # attributes that tell of the run what its first generation says
+_BY_RANK = ("hosts", "nodes", "cores", "transferred_bytes", "clock_offset_s", "clock_drift_s")
 _MEMORY_BYTES = 1 << 30  # of version vectors; where there are more, they are read piece by piece
 
 
@@ -38,7 +41,11 @@ class Run:
     ----------
     directory : Path
     attributes : dict
-        Attributes of ``run.h5``, as str, int, float or list.
+        Attributes of ``run.h5``, as str, int, float or list: those of the newest generation, but ``started`` and
+        ``command`` of the first. Lists by rank go on with what earlier generations say of ranks that the newest
+        does not have.
+    generations : tuple of Generation
+        The starts of the run that count, the first to begin first.
     x0 : ndarray, shape (n_params,)
         Initial parameters.
     final : ndarray, shape (n_params,), or None
@@ -51,25 +58,31 @@ class Run:
 
     directory: Path
     attributes: dict
+    generations: tuple[Generation, ...]
     x0: np.ndarray
     final: np.ndarray | None
     parameter_shapes: dict | None
     warnings: list[str]
-    _files: list[RankFile] = field(repr=False)
+    _streams: list[Stream] = field(repr=False)
 
     @property
     def n_ranks(self) -> int:
-        """Ranks that the run was started with."""
-        return self.attributes["n_ranks"]
+        """Ranks of the generation that had the most."""
+        return len(self._streams)
 
     @property
     def versions_every(self) -> int:
         """Every how many gradients of a rank its version vector was logged; 0: none was."""
-        return max(file.versions_every for file in self._files)
+        return max(stream.versions_every for stream in self._streams)
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether there are version vectors of all that was logged: `version_rows` does not raise."""
+        return bool(self.versions_every and self.counts.any() and not self.lost.any())
 
     @property
     def status(self) -> str:
-        """``"complete"``; or ``"running"``, while the run goes on and for ever if it was killed."""
+        """``"complete"``, ``"stopped"`` (by a signal); or ``"running"``, for ever if it was killed."""
         return self.attributes["status"]
 
     @cached_property
@@ -88,7 +101,12 @@ class Run:
     @cached_property
     def counts(self) -> np.ndarray:
         """Gradients of each rank, shape (n_ranks,), int64."""
-        return np.array([file.n_gradients for file in self._files], np.int64)
+        return np.array([stream.n_gradients for stream in self._streams], np.int64)
+
+    @cached_property
+    def lost(self) -> np.ndarray:
+        """Gradients of each rank that count and that its log lacks, shape (n_ranks,), int64."""
+        return np.array([stream.n_lost for stream in self._streams], np.int64)
 
     @property
     def seconds(self) -> float:
@@ -100,16 +118,14 @@ class Run:
 
     @cached_property
     def gradients(self) -> np.ndarray:
-        """All gradients, rank after rank: structured, ``rank`` and `schema.GRADIENT_COLUMNS`."""
+        """All gradients, rank after rank: structured, ``rank`` and `schema.GRADIENT_COLUMNS`.
+
+        Of those that are lost the version is known and the rest nan; their times are when the one before ended.
+        """
         rows = np.empty(self.counts.sum(), schema.record_dtype((schema.RANK, *schema.GRADIENT_COLUMNS)))
         rows["rank"] = np.repeat(np.arange(self.n_ranks), self.counts)
-        parts = np.split(rows, np.cumsum(self.counts)[:-1])
-        for source, part in zip(self._files, parts, strict=True):
-            read_columns(source.path, "gradient", schema.GRADIENT_COLUMNS, part)
-        # As if every clock had gone evenly from its offset at the start to that at the end.
-        for drift_s, part in zip(self.attributes.get("clock_drift_s", []), parts, strict=False):
-            for name in ("t_start_s", "t_end_s") if drift_s else ():
-                part[name] *= 1 + drift_s / self.attributes["seconds"]
+        for rank, stream in enumerate(self._streams):
+            read_gradients(stream, rank, self.generations, rows[self.rows(rank)])
         return rows
 
     def rows(self, rank: int) -> slice:
@@ -120,9 +136,7 @@ class Run:
     @cached_property
     def evaluation(self) -> np.ndarray:
         """Evaluations of rank 0's replica: structured, `schema.EVALUATION_COLUMNS`."""
-        rows = np.empty(self._files[0].n_evaluations, schema.record_dtype(schema.EVALUATION_COLUMNS))
-        read_columns(self._files[0].path, "evaluation", schema.EVALUATION_COLUMNS, rows)
-        return rows
+        return read_events(self._streams[0], self.generations, "evaluation", schema.EVALUATION_COLUMNS)
 
     @cached_property
     def pace(self) -> np.ndarray | None:
@@ -130,18 +144,24 @@ class Run:
 
         None where ``exchange.every`` was a number.
         """
-        return np.concatenate(changes) if (changes := list(self._pace_by_rank())) else None
+        if all(part.n_changes is None for stream in self._streams for _, part in stream.parts):
+            return None
+        by_rank = [read_events(stream, self.generations, "pace", schema.PACE_COLUMNS) for stream in self._streams]
+        rows = np.empty(sum(map(len, by_rank)), schema.record_dtype((schema.RANK, *schema.PACE_COLUMNS)))
+        rows["rank"] = np.repeat(np.arange(self.n_ranks), [len(changes) for changes in by_rank])
+        for column in schema.PACE_COLUMNS:
+            rows[column.name] = np.concatenate([changes[column.name] for changes in by_rank])
+        return rows
 
     @cached_property
     def versions(self) -> list[np.ndarray] | None:
         """By rank its logged version vectors, (n, n_ranks) uint32; None where none were logged.
 
-        Row ``r`` is of gradient ``r * versions_every`` of the rank.
+        Row ``r`` is of gradient ``r * versions_every`` of the rank. Raises as `version_rows` where some are lost.
         """
         if not self.versions_every:
             return None
-        idle = np.zeros((0, self.n_ranks), schema.VERSIONS.dtype)
-        return [rows[: rows.shape[0]] if rows.shape[0] else idle for rows in self._rows_on_demand()]
+        return [rows[:] for rows in self._rows_on_demand()]
 
     def staleness(self) -> Staleness:
         """Compute the staleness from the logged version vectors, once.
@@ -219,7 +239,7 @@ class Run:
         Raises
         ------
         ConfigError
-            If none were logged, or there is no gradient yet.
+            If none were logged, some are lost, or there is no gradient yet.
         """
         if not self.counts.any():
             raise ConfigError(f"{self.directory} holds no gradients yet")
@@ -228,26 +248,14 @@ class Run:
                 f'{self.directory} holds no version vectors: its `log.versions` is "none"; '
                 'staleness needs "full" or "every N"'
             )
-        n_bytes = sum(source.n_vectors for source in self._files) * self.n_ranks * 4
-        return self.versions if n_bytes <= _MEMORY_BYTES else self._rows_on_demand()
+        on_demand = self._rows_on_demand()
+        n_bytes = sum(rows.shape[0] for rows in on_demand) * self.n_ranks * 4
+        return self.versions if n_bytes <= _MEMORY_BYTES else on_demand
 
     @cached_property
     def _staleness(self) -> Staleness:
         versions = self.version_rows()
         return measure(self._by_rank("t_start_s"), self.order, versions, self.versions_every)
-
-    def _pace_by_rank(self) -> Iterator[np.ndarray]:
-        for rank, source in enumerate(self._files):
-            if not source.path.exists():
-                continue
-            with open_file(source.path) as file:
-                if "pace" not in file:
-                    continue
-                n_rows = min(len(file["pace"][column.name]) for column in schema.PACE_COLUMNS)
-            rows = np.empty(n_rows, schema.record_dtype((schema.RANK, *schema.PACE_COLUMNS)))
-            rows["rank"] = rank
-            read_columns(source.path, "pace", schema.PACE_COLUMNS, rows)
-            yield rows
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -257,7 +265,13 @@ class Run:
         return np.split(self.gradients[name], np.cumsum(self.counts)[:-1])
 
     def _rows_on_demand(self) -> list[VersionRows]:
-        return [VersionRows(source, self.n_ranks) for source in self._files]
+        for rank in np.flatnonzero(self.lost):
+            raise ConfigError(
+                f"{self.directory} lacks {self.lost[rank]} gradients of rank {rank} and their version vectors: "
+                "its log could not be written"
+            )
+        limits = [*(generation.versions_before for generation in self.generations[1:]), None]
+        return [VersionRows(stream, limits, self.n_ranks, self.versions_every) for stream in self._streams]
 
 
 def open_run(path: str | os.PathLike) -> Run:
@@ -266,29 +280,26 @@ def open_run(path: str | os.PathLike) -> Run:
     Parameters
     ----------
     path : path
-        The run directory, or its ``run.h5``.
+        The run directory, the folder of one of its generations, or a ``run.h5`` in these: all open the whole run.
 
     Raises
     ------
     ConfigError
         If there is no run, or it cannot be read.
     """
-    path = Path(path)
-    run_file = path / schema.RUN_FILE if path.is_dir() else path
+    directory = run_directory(Path(path))
+    generations = chain(directory)
+    attributes = _merged_attributes(generations)
     try:
-        with open_file(run_file) as file:
-            attributes = {name: np.asarray(value).tolist() for name, value in file.attrs.items()}
-            shapes = file["x0"].attrs.get("parameter_shapes", "null")
-            x0, final = file["x0"][:], file["final"][:] if "final" in file else None
-            number, n_ranks, *_ = (attributes[name] for name in ("schema", "n_ranks", "status", "config"))
+        with open_file(directory / schema.RUN_FILE) as file:
+            shapes, x0 = file["x0"].attrs.get("parameter_shapes", "null"), file["x0"][:]
+            final = file["final"][:] if attributes["status"] == "complete" else None
     except (OSError, KeyError) as error:
         rule = f"must be a run directory or its {schema.RUN_FILE}"
         raise ConfigError(f"{path} {rule}: {schema.reason(error)}") from None
-    if number > schema.SCHEMA:
-        raise ConfigError(f"{run_file} must have a schema of at most {schema.SCHEMA}, got {number}")
-    directory, warnings = run_file.parent, _warnings_of(attributes)
-    files = [look_at(directory / schema.rank_file(rank), warnings) for rank in range(n_ranks)]
-    run = Run(directory, attributes, x0, final, json.loads(shapes), warnings, files)
+    warnings = _warnings_of(attributes)
+    streams = read_streams(generations, warnings)
+    run = Run(directory, attributes, tuple(generations), x0, final, json.loads(shapes), warnings, streams)
     if run.versions_every > 1:
         warnings.append(f"staleness is of one gradient in {run.versions_every}: no other vectors were logged")
     return run
@@ -327,11 +338,23 @@ def staleness_text(run: Run) -> str:
     return "\n".join([f"staleness of {run.directory}: {run.staleness().table()}", *notes])
 
 
+def _merged_attributes(generations: Sequence[Generation]) -> dict:
+    """What is known of a run from its generations; see `Run.attributes`."""
+    first, newest = generations[0].attributes, generations[-1].attributes
+    merged = newest | {name: first[name] for name in _OF_THE_FIRST if name in first}
+    for name in _BY_RANK:
+        for generation in reversed(generations):
+            merged[name] = merged.get(name, []) + generation.attributes.get(name, [])[len(merged.get(name, [])) :]
+    return {name: value for name, value in merged.items() if value != [] or name not in _BY_RANK}
+
+
 def _warnings_of(attributes: dict) -> list[str]:
     """What the settings say about the log; nothing where this version cannot read them."""
     exchange = sections(attributes["config"]).get("exchange", {})
     warnings = []
-    if attributes["status"] != "complete":
+    if attributes["status"] == "stopped":
+        warnings.append("stopped by a signal; go on with --resume")
+    elif attributes["status"] != "complete":
         warnings.append("the run is not complete: it is going on, or was killed")
     if exchange.get("kind") == "none":
         warnings.append("`exchange.kind` is none: staleness between independent models means nothing")

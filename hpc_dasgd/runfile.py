@@ -1,14 +1,16 @@
-"""``run.h5``: written at the start of a run, completed at its end. On one rank only.
+"""``run.h5``: written at the start of a generation, completed at the end of the run. On one rank only.
 
-create_run(directory, ...)      # before any rank makes its log
-complete_run(directory, ...)    # after every rank has closed its log
+create_run(directory, ...)          # before any rank makes its log
+stop_run(run_directory, ...)        # where a signal ended it
+complete_run(run_directory, ...)    # after every rank has closed its log
 """
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,11 @@ import h5py
 import numpy as np
 
 from hpc_dasgd import schema
+from hpc_dasgd.diskfaults import sync, writing
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.generations import Generation, chain
+from hpc_dasgd.rankfiles import Stream, n_counting, read_streams
+from hpc_dasgd.unclosed import mark_closed
 
 # The name by which netCDF readers know a scale that has a length and no values.
 _NETCDF_DIMENSION = "This is a netCDF dimension but not a netCDF variable.%10d"
@@ -33,16 +39,17 @@ def create_run(
     x0: np.ndarray,
     parameter_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """Make the run directory and its ``run.h5``.
+    """Make the folder of a generation, of the first the run directory, and its ``run.h5``.
 
     Parameters
     ----------
     directory : Path
-        Made with its parents where it does not exist.
+        See `schema.generation_directory`; made with its parents where it does not exist.
     config_toml : str
         All settings, as TOML text.
     attributes : mapping of str to str, number or list of str
-        What else is known of the run, ``n_ranks`` at the least; become attributes of the file.
+        What else is known of the run, ``n_ranks`` at the least; become attributes of the file. Of a run that can
+        be resumed: ``run_id``, ``generation``, ``parent``, ``versions_before``, ``begun_s``, as `generations` says.
     x0 : ndarray, shape (n_params,), host memory
         Initial parameters.
     parameter_shapes : mapping of str to tuple of int, optional
@@ -61,7 +68,7 @@ def create_run(
         if any([*directory.glob(schema.RUN_FILE), *directory.glob(schema.RANK_FILES)]):
             raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
         directory.mkdir(parents=True, exist_ok=True)
-        with h5py.File(directory / schema.RUN_FILE, "x", libver=schema.FORMAT) as file:
+        with writing(directory / schema.RUN_FILE, "x") as file:
             file.attrs.update(schema=schema.SCHEMA, status="running", config=config_toml, **attributes)
             scale = schema.create(file, _PARAMETER, shape=x0.shape)
             scale.make_scale(_NETCDF_DIMENSION % x0.size)
@@ -71,86 +78,157 @@ def create_run(
                 data_set.attrs["parameter_shapes"] = json.dumps(dict(parameter_shapes))
 
 
-def complete_run(directory: Path, *, final: np.ndarray, attributes: Mapping) -> None:
-    """Add to ``run.h5`` how the run ended.
-
-    The rows of all ranks become virtual data sets, rank after rank, under the names of the rank files;
-    they refer to those by relative name, so the directory can be moved as a whole. A rank file that was
-    not closed, because its rank died, is left out. The file is replaced at once by a completed copy,
-    since somebody may be reading it.
+def stop_run(run_directory: Path, attributes: Mapping) -> None:
+    """Say in the newest generation's ``run.h5`` that the run was stopped and can go on.
 
     Parameters
     ----------
-    directory : Path
-        The run directory.
+    run_directory : Path
+    attributes : mapping of str to str, number or list of str
+        More attributes of the file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or it cannot be replaced.
+    """
+    newest = chain(run_directory)[-1]
+    with _replacing(newest.directory / schema.RUN_FILE) as file:
+        file.attrs.update(attributes, status="stopped")
+
+
+def complete_run(run_directory: Path, *, final: np.ndarray, attributes: Mapping) -> None:
+    """Add to ``run.h5`` how the run ended.
+
+    The rows of all ranks become virtual data sets under the names of the rank files: rank after rank, of each its
+    generations, of these its parts, each cut where the next one begins. They refer to the files by relative name, so
+    the directory can be moved as a whole. A file that was not closed, because its rank died, is left out; those of
+    earlier generations are marked as closed.
+
+    Files are replaced at once by completed copies, since somebody may be reading them. Of a run of several
+    generations the newest one's own ``run.h5`` is completed too, without data sets; lists by rank stand in that one.
+
+    Parameters
+    ----------
+    run_directory : Path
     final : ndarray, shape (n_params,), host memory
         Final parameters.
     attributes : mapping of str to str, number or list of str
-        More attributes of the file.
+        More attributes of the file; numbers are of all generations together.
+
+    Raises
+    ------
+    ConfigError
+        If the files of the run are not there or cannot be replaced.
     """
-    copy = directory / f".{schema.RUN_FILE}.part"
-    shutil.copyfile(directory / schema.RUN_FILE, copy)
-    with h5py.File(copy, "r+", libver=schema.FORMAT) as file:
+    generations = chain(run_directory)
+    first, newest = generations[0], generations[-1]
+    _mark_closed(generations[:-1])
+    streams = read_streams(generations, [], opener=h5py.File)
+    if newest is not first:
+        with _replacing(newest.directory / schema.RUN_FILE) as file:
+            file.attrs.update(attributes, status="complete")
+        attributes = {name: value for name, value in attributes.items() if np.ndim(value) == 0}
+        attributes["own_status"] = first.status
+    with _replacing(run_directory / schema.RUN_FILE) as file:
+        _remove_ending(file)
         data_set = schema.create(file, _FINAL, data=final)
         data_set.dims[0].attach_scale(file[_PARAMETER.name])
         if "parameter_shapes" in file[_X0.name].attrs:
             data_set.attrs["parameter_shapes"] = file[_X0.name].attrs["parameter_shapes"]
-        _join_rank_files(file, list(_closed_rank_files(directory, int(file.attrs["n_ranks"]))))
+        if any(stream.parts for stream in streams):
+            _join_rank_files(file, run_directory, generations, streams)
         file.attrs.update(attributes, status="complete")
-    os.replace(copy, directory / schema.RUN_FILE)
 
 
-class _Part(NamedTuple):
-    """What of a rank's file goes into the virtual data sets: all data sets, by path."""
-
-    rank: int
-    file: str
-    versions_every: int
-    shapes: dict[str, tuple[int, ...]]
-
-
-def _closed_rank_files(directory: Path, n_ranks: int) -> Iterator[_Part]:
-    # By name: the listing of a network file system may lag behind what other nodes have made.
-    for path in (directory / schema.rank_file(rank) for rank in range(n_ranks)):
-        try:
-            with h5py.File(path) as file:
-                groups = (file["gradient"], file["evaluation"])
-                shapes = {item.name: item.shape for group in groups for item in group.values()}
-                yield _Part(int(file.attrs["rank"]), path.name, int(file.attrs["versions_every"]), shapes)
-        except OSError:
-            continue  # left open by a rank that died, which virtual data sets cannot read
+@contextmanager
+def _replacing(path: Path) -> Iterator[h5py.File]:
+    """A copy of an HDF5 file, to be changed; takes the file's place, durably, when the context is left."""
+    copy = path.with_name(f".{path.name}.part")
+    with schema.making("run file", path):
+        shutil.copyfile(path, copy)
+        with writing(copy, "r+") as file:
+            yield file
+        os.replace(copy, path)
+        sync(path.parent)
 
 
-def _join_rank_files(file: h5py.File, parts: list[_Part]) -> None:
+def _mark_closed(generations: Sequence[Generation]) -> None:
+    """Make the files of generations that were killed such that virtual data sets can read them."""
+    for generation in generations:
+        for path in generation.directory.glob(schema.RANK_FILES):
+            with suppress(OSError, ConfigError):  # what cannot be marked is left out
+                mark_closed(path)
+
+
+def _remove_ending(file: h5py.File) -> None:
+    """Take away what an earlier `complete_run` had added: the run was resumed with a larger budget."""
+    if _FINAL.name in file:
+        file[_FINAL.name].dims[0].detach_scale(file[_PARAMETER.name])
+        for name in {_FINAL.name, "gradient", "evaluation"} & set(file):
+            del file[name]
+
+
+def _join_rank_files(
+    file: h5py.File, directory: Path, generations: Sequence[Generation], streams: Sequence[Stream]
+) -> None:
     """Make the groups ``gradient``, of all ranks, and ``evaluation``, of the first, of virtual data sets."""
-    every = parts[0].versions_every
+    every = max(stream.versions_every for stream in streams)
     gradient, evaluation = file.create_group("gradient"), file.create_group("evaluation")
-    for column in (*schema.GRADIENT_COLUMNS, schema.VERSIONS) if every else schema.GRADIENT_COLUMNS:
-        _join(gradient, column, parts)
+    spans = [(rank, span) for rank, stream in enumerate(streams) for span in stream.spans if span.part is not None]
+    sources = [_Source(span.part.path.relative_to(directory), span.rows) for _, span in spans]
+    for column in schema.GRADIENT_COLUMNS:
+        _join(gradient, column, sources)
+    evaluations = [
+        _Source(part.path.relative_to(directory), slice(0, n_rows))
+        for (_, part), n_rows in zip(streams[0].parts, n_counting(streams[0], generations, "evaluation"), strict=True)
+    ]
     for column in schema.EVALUATION_COLUMNS:
-        _join(evaluation, column, parts[:1])
-    n_rows = [part.shapes["/gradient/version"][0] for part in parts]
-    ranks = np.repeat([part.rank for part in parts], n_rows)
-    schema.create(gradient, schema.RANK, data=ranks, compression="gzip" if ranks.size else None)
+        _join(evaluation, column, evaluations)
+    n_rows = [span.end - span.first for _, span in spans]
+    for column, values in (
+        (schema.RANK, [rank for rank, _ in spans]),
+        (schema.GENERATION, [generations[span.generation].number for _, span in spans]),
+    ):
+        repeated = np.repeat(np.array(values, column.dtype), n_rows)
+        schema.create(gradient, column, data=repeated, compression="gzip" if repeated.size else None)
     if every:
-        schema.create(gradient, schema.SOURCE_RANK, data=np.arange(gradient[schema.VERSIONS.name].shape[1]))
+        schema.create(gradient, schema.SOURCE_RANK, data=np.arange(len(streams)))
+        vectors = [
+            _Source(source.path, span.vector_rows(span.first, span.end), span.part.n_columns)
+            for (_, span), source in zip(spans, sources, strict=True)
+        ]
+        _join(gradient, schema.VERSIONS, vectors, len(streams))
     if every > 1:
-        firsts = np.cumsum(n_rows) - n_rows
-        rows = [np.arange(first, first + n, every) for first, n in zip(firsts, n_rows, strict=True)]
-        schema.create(gradient, schema.VERSIONS_ROW, data=np.concatenate(rows))
+        versions = [np.arange(span.first, span.end) for _, span in spans]
+        logged = np.flatnonzero(np.concatenate([np.empty(0, int), *versions]) % every == 0)
+        schema.create(gradient, schema.VERSIONS_ROW, data=logged)
     schema.attach_scales(file)
 
 
-def _join(group: h5py.Group, column: schema.Column, parts: list[_Part]) -> None:
-    """Make a virtual data set of those of the same path in the files of `parts`, one after another."""
+class _Source(NamedTuple):
+    """Rows of a data set in the file of a rank; of a table its columns."""
+
+    path: Path
+    rows: slice
+    n_columns: int | None = None
+
+
+def _join(group: h5py.Group, column: schema.Column, sources: Sequence[_Source], n_columns: int | None = None) -> None:
+    """Make a virtual data set of rows of those of the same path in other files, one after another."""
     path = f"{group.name}/{column.name}"
-    shapes = [part.shapes[path] for part in parts]
-    layout = h5py.VirtualLayout((sum(shape[0] for shape in shapes), *shapes[0][1:]), column.dtype)
+    n_rows = sum(source.rows.stop - source.rows.start for source in sources)
+    layout = h5py.VirtualLayout((n_rows,) if n_columns is None else (n_rows, n_columns), column.dtype)
     begin = 0
-    for part, shape in zip(parts, shapes, strict=True):
-        end = begin + shape[0]
+    for source in sources:
+        end = begin + source.rows.stop - source.rows.start
         if end > begin:
-            layout[begin:end] = h5py.VirtualSource(part.file, path, shape, column.dtype)
+            shape = (source.rows.stop,) if source.n_columns is None else (source.rows.stop, source.n_columns)
+            virtual = h5py.VirtualSource(source.path.as_posix(), path, shape, column.dtype)[source.rows]
+            if n_columns is None:
+                layout[begin:end] = virtual
+            else:
+                layout[begin:end, : source.n_columns] = virtual
         begin = end
     missing = np.nan if column.dtype == "f8" else 0
     schema.describe(group.create_virtual_dataset(column.name, layout, fillvalue=missing), column)

@@ -1,9 +1,14 @@
 """What a run directory holds: the names of its files, their data sets, units, descriptions and scales.
 
-`runfile` and `ranklog` write by it, `analysis` reads by it.
+`runfile` and `logfile` write by it, `generations` and `rankfiles` read by it.
+
+    RUN/run.h5, RUN/rank_00000.h5                           generation 0, the first start of the run
+    RUN/generation_00001/run.h5, .../rank_00000.h5          a later one, which went on from checkpoints
+    .../rank_00000_1.h5                                     part 1 of a log that could not go on in part 0
 """
 
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +23,7 @@ SCHEMA = 1
 FORMAT = ("v110", "v110")
 RUN_FILE = "run.h5"
 RANK_FILES = "rank_*.h5"
+GENERATIONS = "generation_?????"
 
 
 class Column(NamedTuple):
@@ -54,11 +60,26 @@ VERSIONS = Column("versions", "u4", "version vector of the replica: updates of e
 VERSIONS_ROW = Column("versions_row", "i8", "row of the other data sets that each of `versions` belongs to")
 SOURCE_RANK = Column("source_rank", "i4", "rank whose updates a column of `versions` counts")
 RANK = Column("rank", "i4", "rank that took the gradient")
+GENERATION = Column("generation", "i4", "generation that the gradient was taken in")
+# Of each group of a rank's file, when it was left behind because a write had failed.
+WHOLE = "whole"
+WHOLE_ROWS = "rows that are whole, of the file's group of that name; -1: all"
 
 
-def rank_file(rank: int) -> str:
-    """Name of a rank's file in the run directory."""
-    return f"rank_{rank:05d}.h5"
+def rank_file(rank: int, part: int = 0) -> str:
+    """Name of a rank's file in the folder of its generation."""
+    return f"rank_{rank:05d}_{part}.h5" if part else f"rank_{rank:05d}.h5"
+
+
+def rank_and_part(name: str) -> tuple[int, int]:
+    """Of which rank a file with such a name is, and which part."""
+    rank, part = re.fullmatch(r"rank_(\d{5,})(?:_(\d+))?\.h5", name).groups()
+    return int(rank), int(part or 0)
+
+
+def generation_directory(run_directory: Path, generation: int) -> Path:
+    """Folder of a generation's files."""
+    return run_directory / f"generation_{generation:05d}" if generation else run_directory
 
 
 def record_dtype(columns: tuple[Column, ...]) -> np.dtype:
@@ -102,6 +123,8 @@ def making(what: str, path: Path):
 
 def reason(error: Exception) -> str:
     """Say in a few words what an error of h5py is about."""
-    if getattr(error, "errno", None):
-        return os.strerror(error.errno)  # says the same as HDF5's text, which fills a paragraph
+    # Says the same as HDF5's text, which fills a paragraph and may hold the number too.
+    number = getattr(error, "errno", None) or re.search(r"errno = (\d+)", str(error))
+    if number:
+        return os.strerror(number if isinstance(number, int) else int(number[1]))
     return str(error).splitlines()[0].strip("'\"")

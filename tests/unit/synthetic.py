@@ -6,6 +6,7 @@ import numpy as np
 
 from hpc_dasgd.ranklog import RankLog
 from hpc_dasgd.runfile import complete_run, create_run
+from hpc_dasgd.schema import generation_directory
 from hpc_dasgd.staleness import measure
 from hpc_dasgd.versions import causal_order
 
@@ -79,3 +80,65 @@ def write_run(
     if summary is not None:
         complete_run(directory, final=X0 + 1, attributes=summary)
     return directory
+
+
+def write_generation(directory, number, run, before, begun_s=0.0, every=1, *, parent=None, config="", attributes=None):
+    """Write the files of one generation, whose schedule begins at 0; what it logs of gradient v is as `write_run`."""
+    before = np.array(before)
+    known = {"n_ranks": run.n_ranks, "run_id": "synthetic", "generation": number}
+    known |= {"parent": number - 1 if parent is None else parent, "versions_before": before, "begun_s": begun_s}
+    folder = generation_directory(directory, number)
+    create_run(folder, config_toml=config, attributes=known | (attributes or {}), x0=X0 + number)
+    for rank in range(run.n_ranks):
+        with RankLog(folder, rank, run.n_ranks, every, before=before) as log:
+            write_rows(log, rank, run, begun_s, before[rank])
+            if rank == 0:
+                log.append_evaluation(begun_s, 0, 1.0, 0.5)
+    return folder
+
+
+def write_rows(log, rank, run, begun_s, before, rows=None):
+    """Log gradients of a schedule; losses tell them apart."""
+    for k in range(len(run.end[rank])) if rows is None else rows:
+        times = begun_s + run.start[rank][k], begun_s + run.end[rank][k]
+        log.append(*times, rank + (before + k) / 1000, 10 + before + k, k, run.versions[rank][k], STEPSIZE)
+
+
+def resumed(runs, kept=None):
+    """The schedule that generations make up of which `kept` gradients by rank count (of the last all).
+
+    Also by generation ``before`` and ``begun_s``, with which `write_generation` writes them.
+    """
+    n_streams = max(run.n_ranks for run in runs)
+    kept = [*([[len(end) for end in run.end] for run in runs[:-1]] if kept is None else kept), None]
+    before, begun_s, befores, begins = np.zeros(n_streams, int), 0.0, [], []
+    start, end, versions = ([[] for _ in range(n_streams)] for _ in range(3))
+    for place, (run, keep) in enumerate(zip(runs, kept, strict=True)):
+        befores.append(before[: max(run.n_ranks for run in runs[: place + 1])])
+        begins.append(begun_s)
+        counts = np.array([len(times) for times in run.end]) if keep is None else np.array(keep)
+        after = before + np.pad(counts, (0, n_streams - run.n_ranks))
+        for rank, n in enumerate(counts):
+            start[rank].append(begun_s + run.start[rank][:n])
+            end[rank].append(begun_s + run.end[rank][:n])
+            vectors = np.tile(before, (n, 1))
+            vectors[:, : run.n_ranks] += run.versions[rank][:n]
+            versions[rank].append(np.minimum(vectors, after))
+        begun_s = max(begun_s, *(times[-1][-1] for times in end if times and times[-1].size)) + 0.25
+        before = after
+    return SimpleNamespace(
+        start=[np.concatenate([np.empty(0), *times]) for times in start],
+        end=[np.concatenate([np.empty(0), *times]) for times in end],
+        versions=[np.concatenate([np.empty((0, n_streams)), *rows]).astype(np.uint32) for rows in versions],
+        n_ranks=n_streams,
+        before=befores,
+        begun_s=begins,
+    )
+
+
+def write_generations(directory, runs, kept=None, every=1, **options):
+    """Write the files of `resumed`, which is returned."""
+    expected = resumed(runs, kept)
+    for number, run in enumerate(runs):
+        write_generation(directory, number, run, expected.before[number], expected.begun_s[number], every, **options)
+    return expected

@@ -29,6 +29,10 @@ FLOORS = {
     "runfile": 1,
     "rankfiles": 1,
     "ranklog": 1,
+    "logfile": 1,
+    "unclosed": 1,
+    "diskfaults": 1,
+    "generations": 1,
     "data": 1,
     "batches": 1,
     "clock": 1,
@@ -62,6 +66,7 @@ FLOORS = {
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
+    *("logfile", "unclosed", "diskfaults", "generations", "rankfiles"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
 )

@@ -82,11 +82,20 @@ def test_files_have_the_promised_layout(tmp_path, run, every):
     counts = [len(times) for times in run.end]
     n_vectors = [len(times[:: every or 1]) for times in run.end]
     with h5py.File(tmp_path / "rank_00000.h5") as file:
-        assert layout(file) == gradient_layout(counts[0]) | VECTORS[every](n_vectors[0])
-        assert dict(file.attrs) == {"schema": 1, "rank": 0, "n_ranks": N_RANKS, "versions_every": every}
+        whole = {"whole/gradient": ((), "<i8"), "whole/evaluation": ((), "<i8")}
+        assert layout(file) == gradient_layout(counts[0]) | VECTORS[every](n_vectors[0]) | whole
+        assert [data_set[()] for data_set in file["whole"].values()] == [-1, -1]
+        assert dict(file.attrs) == {
+            "schema": 1,
+            "rank": 0,
+            "n_ranks": N_RANKS,
+            "versions_every": every,
+            "first_version": 0,
+        }
     with h5py.File(tmp_path / "run.h5") as file:
         expected = gradient_layout(sum(counts)) | VECTORS[every](sum(n_vectors))
-        expected |= {"gradient/rank": ((sum(counts),), "<i4"), "parameter": ((6,), "|i1")}
+        expected |= {f"gradient/{name}": ((sum(counts),), "<i4") for name in ("rank", "generation")}
+        expected |= {"parameter": ((6,), "|i1")}
         assert layout(file) == expected | {"x0": ((6,), "<f4"), "final": ((6,), "<f4")}
 
 

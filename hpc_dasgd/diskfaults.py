@@ -1,0 +1,52 @@
+"""Writing HDF5 files on disks that may be full or away."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from hpc_dasgd import schema
+
+FAULTS = (OSError, RuntimeError, ValueError, KeyError)  # as h5py reports what HDF5 could not do
+
+
+@contextmanager
+def writing(path: Path, mode: str) -> Iterator[h5py.File]:
+    """A file to write, closed and durable when the context is left; removed, with an `OSError`, if that fails."""
+    file = h5py.File(path, mode, libver=schema.FORMAT)
+    try:
+        yield file
+        file.close()
+        sync(path)
+    except FAULTS as error:
+        give_up(file)
+        path.unlink(missing_ok=True)
+        raise OSError(schema.reason(error)) from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def give_up(file: h5py.File) -> None:
+    """Close a file in which a write has failed, and leave it as it is on the disk.
+
+    HDF5 cannot do without what it failed to write: flushing and closing fail too from then on, with tracebacks, and
+    the process crashes when it exits. So what it still holds has to go somewhere.
+    """
+    if file:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, file.id.get_vfd_handle())
+        os.close(nowhere)
+        with suppress(*FAULTS):
+            file.close()
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

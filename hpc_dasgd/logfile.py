@@ -1,0 +1,193 @@
+"""One file of a rank's log, of rows that only grow in number.
+
+Written in HDF5's single-writer-multiple-reader mode: others may read it while it grows, with ``swmr=True``, and what
+a killed process leaves behind opens in the same way.
+"""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from hpc_dasgd import schema
+from hpc_dasgd.diskfaults import FAULTS, give_up
+from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.unclosed import mark_closed
+
+CHUNK_ROWS = 4096
+_CHUNK_BYTES = 1 << 18  # of version vectors; small, since a flush writes a partly filled chunk anew
+_EVALUATION_CHUNK_ROWS = 256
+
+
+class Rows(NamedTuple):
+    """Rows of all groups, in the numbering of streams.
+
+    Attributes
+    ----------
+    first_version : int
+        Of the first gradient.
+    gradients, evaluations, changes : ndarray, structured
+        By `schema.GRADIENT_COLUMNS`, `schema.EVALUATION_COLUMNS`, `schema.PACE_COLUMNS`.
+    vectors : ndarray, shape (n, n_streams), uint32
+        Of those gradients whose version is a multiple of ``versions_every``.
+    """
+
+    first_version: int
+    gradients: np.ndarray
+    vectors: np.ndarray
+    evaluations: np.ndarray
+    changes: np.ndarray
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for array in self[1:])
+
+    def copy(self) -> "Rows":
+        return Rows(self.first_version, *(array.copy() for array in self[1:]))
+
+
+class LogFile:
+    """A file of rows, made by the constructor.
+
+    One in which a write has failed is to be left by `abandon`.
+
+    Parameters
+    ----------
+    path : Path
+        Where no file is yet, in a directory that is there.
+    rank, n_ranks : int
+    first_version : int
+        Of the first gradient to come.
+    n_streams, versions_every : int
+        Length of the version vectors, and every how many gradients there is one; 0: never.
+    paced : bool
+        Whether there is a group ``pace``.
+
+    Attributes
+    ----------
+    next_version : int
+        Of the first gradient that is not in the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rank: int,
+        n_ranks: int,
+        first_version: int,
+        n_streams: int,
+        versions_every: int,
+        paced: bool,
+    ):
+        self.path, self.next_version = path, first_version
+        self._first_version, self._every = first_version, versions_every
+        self._file = h5py.File(path, "x", libver=schema.FORMAT)
+        self._whole = {}
+        try:
+            self._file.attrs.update(
+                schema=schema.SCHEMA,
+                rank=rank,
+                n_ranks=n_ranks,
+                versions_every=versions_every,
+                first_version=first_version,
+            )
+            self._make_groups(n_streams, paced)
+            schema.attach_scales(self._file)
+            self._file.swmr_mode = True  # from here on nothing but rows can be added
+        except FAULTS as error:
+            self.abandon()
+            path.unlink(missing_ok=True)
+            raise OSError(schema.reason(error)) from None
+
+    @property
+    def n_gradients(self) -> int:
+        return self.next_version - self._first_version
+
+    def is_there(self) -> bool:
+        """Whether the file still is where it was made: a deleted one silently takes more. May raise `OSError`."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.id.get_vfd_handle()))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return False
+            raise
+
+    def write(self, rows: Rows) -> None:
+        """Hand rows to the file; one of `FAULTS` if that fails."""
+        gradient = self._file["gradient"]
+        if len(rows.vectors):
+            _extend(gradient[schema.VERSIONS.name], rows.vectors)
+            if self._every > 1:
+                first = -(-rows.first_version // self._every) * self._every - self._first_version
+                versions_row = np.arange(first, first + len(rows.vectors) * self._every, self._every)
+                _extend(gradient[schema.VERSIONS_ROW.name], versions_row)
+        for group, columns, table in (
+            (gradient, schema.GRADIENT_COLUMNS, rows.gradients),
+            (self._file["evaluation"], schema.EVALUATION_COLUMNS, rows.evaluations),
+            (self._file.get("pace"), schema.PACE_COLUMNS, rows.changes),
+        ):
+            for column in columns if len(table) else ():
+                _extend(group[column.name], table[column.name])
+        self._file.flush()
+        self.next_version += len(rows.gradients)
+        for name, table in (("gradient", rows.gradients), ("evaluation", rows.evaluations), ("pace", rows.changes)):
+            if name in self._whole:
+                self._whole[name] = (self._whole[name][0], self._whole[name][1] + len(table))
+
+    def close(self) -> None:
+        """Close the file; does not fail."""
+        try:
+            self._file.close()
+        except FAULTS:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the file as it is on the disk, saying in it how many rows are whole; does not fail."""
+        handle, there = self._file.id.get_vfd_handle(), False
+        with suppress(OSError):
+            there = self.is_there()
+        for place, n_rows in self._whole.values():
+            with suppress(OSError):  # in place, for which a full disk has room
+                os.pwrite(handle, np.int64(n_rows).tobytes(), place)
+        give_up(self._file)
+        if there:
+            with suppress(OSError, ConfigError):
+                mark_closed(self.path)
+
+    def _make_groups(self, n_streams: int, paced: bool) -> None:
+        gradient, evaluation = self._file.create_group("gradient"), self._file.create_group("evaluation")
+        whole = self._file.create_group(schema.WHOLE)
+        for column in schema.GRADIENT_COLUMNS:
+            _create_growing(gradient, column, (CHUNK_ROWS,))
+        for column in schema.EVALUATION_COLUMNS:
+            _create_growing(evaluation, column, (_EVALUATION_CHUNK_ROWS,))
+        if paced:
+            pace = self._file.create_group("pace")
+            for column in schema.PACE_COLUMNS:
+                _create_growing(pace, column, (_EVALUATION_CHUNK_ROWS,))
+        if self._every:
+            vector_bytes = n_streams * np.dtype(schema.VERSIONS.dtype).itemsize
+            chunk_rows = max(1, min(CHUNK_ROWS, _CHUNK_BYTES // vector_bytes))
+            _create_growing(gradient, schema.VERSIONS, (chunk_rows, n_streams))
+            schema.create(gradient, schema.SOURCE_RANK, data=np.arange(n_streams))
+        if self._every > 1:
+            _create_growing(gradient, schema.VERSIONS_ROW, (CHUNK_ROWS,))
+        for name in ("gradient", "evaluation", *(["pace"] if paced else [])):
+            data_set = schema.create(whole, schema.Column(name, "<i8", schema.WHOLE_ROWS), data=-1)
+            self._file.flush()
+            self._whole[name] = (data_set.id.get_offset(), 0)
+
+
+def _create_growing(group: h5py.Group, column: schema.Column, chunks: tuple[int, ...]) -> None:
+    schema.create(group, column, shape=(0, *chunks[1:]), maxshape=(None, *chunks[1:]), chunks=chunks)
+
+
+def _extend(data_set: h5py.Dataset, rows) -> None:
+    n_before = len(data_set)
+    data_set.resize(n_before + len(rows), axis=0)
+    data_set[n_before:] = rows
