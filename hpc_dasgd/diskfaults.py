@@ -1,5 +1,6 @@
 """Writing HDF5 files on disks that may be full or away."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,8 @@ def give_up(file: h5py.File) -> None:
     """Close a file in which a write has failed, and leave it as it is on the disk.
 
     HDF5 cannot do without what it failed to write: flushing and closing fail too from then on, with tracebacks, and
-    the process crashes when it exits. So what it still holds has to go somewhere.
+    the process crashes when it exits. So what it still holds has to go somewhere. (An error while a data set is
+    closed is not even raised, but printed: those that are written to have to stay open.)
     """
     if file:
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -41,6 +43,13 @@ def give_up(file: h5py.File) -> None:
         os.close(nowhere)
         with suppress(*FAULTS):
             file.close()
+
+
+def require_space(directory: Path, n_bytes: int) -> None:
+    """Raise `OSError` where a disk has less room than that."""
+    space = os.statvfs(directory)
+    if space.f_blocks and space.f_bavail * space.f_frsize < n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync(path: Path) -> None:

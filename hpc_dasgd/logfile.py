@@ -86,9 +86,12 @@ class LogFile:
     ):
         self.path, self.next_version = path, first_version
         self._first_version, self._every = first_version, versions_every
-        self._file = h5py.File(path, "x", libver=schema.FORMAT)
-        self._whole = {}
+        self._file = None
+        self._growing: dict[tuple[str, schema.Column], h5py.Dataset] = {}
+        self._n_whole: dict[str, int] = {}  # rows by group
+        self._places: dict[str, int] = {}  # of these numbers in the file
         try:
+            self._file = h5py.File(path, "x", libver=schema.FORMAT)
             self._file.attrs.update(
                 schema=schema.SCHEMA,
                 rank=rank,
@@ -99,8 +102,11 @@ class LogFile:
             self._make_groups(n_streams, paced)
             schema.attach_scales(self._file)
             self._file.swmr_mode = True  # from here on nothing but rows can be added
+        except FileExistsError:
+            raise
         except FAULTS as error:
-            self.abandon()
+            if self._file is not None:
+                give_up(self._file)
             path.unlink(missing_ok=True)
             raise OSError(schema.reason(error)) from None
 
@@ -119,25 +125,20 @@ class LogFile:
 
     def write(self, rows: Rows) -> None:
         """Hand rows to the file; one of `FAULTS` if that fails."""
-        gradient = self._file["gradient"]
         if len(rows.vectors):
-            _extend(gradient[schema.VERSIONS.name], rows.vectors)
+            _extend(self._growing["gradient", schema.VERSIONS], rows.vectors)
             if self._every > 1:
                 first = -(-rows.first_version // self._every) * self._every - self._first_version
                 versions_row = np.arange(first, first + len(rows.vectors) * self._every, self._every)
-                _extend(gradient[schema.VERSIONS_ROW.name], versions_row)
-        for group, columns, table in (
-            (gradient, schema.GRADIENT_COLUMNS, rows.gradients),
-            (self._file["evaluation"], schema.EVALUATION_COLUMNS, rows.evaluations),
-            (self._file.get("pace"), schema.PACE_COLUMNS, rows.changes),
-        ):
-            for column in columns if len(table) else ():
-                _extend(group[column.name], table[column.name])
+                _extend(self._growing["gradient", schema.VERSIONS_ROW], versions_row)
+        tables = {"gradient": rows.gradients, "evaluation": rows.evaluations, "pace": rows.changes}
+        for (group, column), data_set in self._growing.items():
+            if column.name in tables[group].dtype.names and len(tables[group]):
+                _extend(data_set, tables[group][column.name])
         self._file.flush()
         self.next_version += len(rows.gradients)
-        for name, table in (("gradient", rows.gradients), ("evaluation", rows.evaluations), ("pace", rows.changes)):
-            if name in self._whole:
-                self._whole[name] = (self._whole[name][0], self._whole[name][1] + len(table))
+        for group in self._n_whole:
+            self._n_whole[group] += len(tables[group])
 
     def close(self) -> None:
         """Close the file; does not fail."""
@@ -151,40 +152,37 @@ class LogFile:
         handle, there = self._file.id.get_vfd_handle(), False
         with suppress(OSError):
             there = self.is_there()
-        for place, n_rows in self._whole.values():
+        for group, place in self._places.items():
             with suppress(OSError):  # in place, for which a full disk has room
-                os.pwrite(handle, np.int64(n_rows).tobytes(), place)
+                os.pwrite(handle, np.array(self._n_whole[group], "<i8").tobytes(), place)
         give_up(self._file)
         if there:
             with suppress(OSError, ConfigError):
                 mark_closed(self.path)
 
     def _make_groups(self, n_streams: int, paced: bool) -> None:
-        gradient, evaluation = self._file.create_group("gradient"), self._file.create_group("evaluation")
-        whole = self._file.create_group(schema.WHOLE)
         for column in schema.GRADIENT_COLUMNS:
-            _create_growing(gradient, column, (CHUNK_ROWS,))
+            self._make("gradient", column, (CHUNK_ROWS,))
         for column in schema.EVALUATION_COLUMNS:
-            _create_growing(evaluation, column, (_EVALUATION_CHUNK_ROWS,))
-        if paced:
-            pace = self._file.create_group("pace")
-            for column in schema.PACE_COLUMNS:
-                _create_growing(pace, column, (_EVALUATION_CHUNK_ROWS,))
+            self._make("evaluation", column, (_EVALUATION_CHUNK_ROWS,))
+        for column in schema.PACE_COLUMNS if paced else ():
+            self._make("pace", column, (_EVALUATION_CHUNK_ROWS,))
         if self._every:
             vector_bytes = n_streams * np.dtype(schema.VERSIONS.dtype).itemsize
             chunk_rows = max(1, min(CHUNK_ROWS, _CHUNK_BYTES // vector_bytes))
-            _create_growing(gradient, schema.VERSIONS, (chunk_rows, n_streams))
-            schema.create(gradient, schema.SOURCE_RANK, data=np.arange(n_streams))
+            self._make("gradient", schema.VERSIONS, (chunk_rows, n_streams))
+            schema.create(self._file["gradient"], schema.SOURCE_RANK, data=np.arange(n_streams))
         if self._every > 1:
-            _create_growing(gradient, schema.VERSIONS_ROW, (CHUNK_ROWS,))
-        for name in ("gradient", "evaluation", *(["pace"] if paced else [])):
-            data_set = schema.create(whole, schema.Column(name, "<i8", schema.WHOLE_ROWS), data=-1)
+            self._make("gradient", schema.VERSIONS_ROW, (CHUNK_ROWS,))
+        for group in {group: None for group, _ in self._growing}:
+            column = schema.Column(group, "<i8", schema.WHOLE_ROWS)
+            data_set = schema.create(self._file.require_group(schema.WHOLE), column, data=-1)
             self._file.flush()
-            self._whole[name] = (data_set.id.get_offset(), 0)
+            self._places[group], self._n_whole[group] = data_set.id.get_offset(), 0
 
-
-def _create_growing(group: h5py.Group, column: schema.Column, chunks: tuple[int, ...]) -> None:
-    schema.create(group, column, shape=(0, *chunks[1:]), maxshape=(None, *chunks[1:]), chunks=chunks)
+    def _make(self, group: str, column: schema.Column, chunks: tuple[int, ...]) -> None:
+        options = {"shape": (0, *chunks[1:]), "maxshape": (None, *chunks[1:]), "chunks": chunks}
+        self._growing[group, column] = schema.create(self._file.require_group(group), column, **options)
 
 
 def _extend(data_set: h5py.Dataset, rows) -> None:

@@ -7,9 +7,7 @@ Nothing here is collective, and no file ever has two writers. A disk that is ful
 wait in memory until it takes them again.
 """
 
-import errno
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -21,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import schema
-from hpc_dasgd.diskfaults import FAULTS, sync
+from hpc_dasgd.diskfaults import FAULTS, require_space, sync
 from hpc_dasgd.logfile import CHUNK_ROWS, LogFile, Rows
 
 FLUSH_EVERY_S = 2.0  # what a killed run may lose, apart from a partly filled batch
 _RETRY_S = 5.0
 _MEMORY_BYTES = 64 << 20  # of rows that wait
 _SPARE_BYTES = 16 << 20  # a disk with less counts as full: of all ranks that find room at once, each should have it
-_LAST_SPARE_BYTES = 1 << 20  # before the end, when waiting helps no more
+_LAST_SPARE_BYTES = 1 << 20  # at the start, and at the end, when waiting helps no more
 _MIN_BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 22  # of version vectors
 _OVERHEAD_BYTES = 1024  # of rows in memory, however few
@@ -114,6 +112,7 @@ class RankLog:
         }
         path = directory / schema.rank_file(rank)
         with schema.making("log file", path):
+            require_space(directory, _LAST_SPARE_BYTES)
             self._file = LogFile(path, first_version=self._next_version, **self._options)
         self._paths = [path]
 
@@ -181,17 +180,17 @@ class RankLog:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._flush(at_once=True, spare_bytes=_LAST_SPARE_BYTES)
+        self._flush(at_once=True, last=True)
         if self._file is not None:
             self._file.close()
 
-    def _flush(self, at_once: bool = False, spare_bytes: int = _SPARE_BYTES) -> None:
+    def _flush(self, at_once: bool = False, last: bool = False) -> None:
         buffered = self._buffered()
         if buffered.n_bytes or not self._waiting:
             self._waiting.append(buffered)
         try:
             if at_once or time.monotonic() >= self._retry_s:
-                self._write_waiting(spare_bytes)
+                self._write_waiting(_LAST_SPARE_BYTES if last else _SPARE_BYTES)
                 self._retry_s = -math.inf
         except FAULTS as error:
             self._retry_s, self._fault = time.monotonic() + _RETRY_S, schema.reason(error)
@@ -219,7 +218,7 @@ class RankLog:
             if self._file is None:
                 self._directory.mkdir(parents=True, exist_ok=True)
             # HDF5 takes a write that fails badly; so none is tried that would.
-            _require_space(self._directory, 2 * rows.n_bytes + spare_bytes)
+            require_space(self._directory, 2 * rows.n_bytes + spare_bytes)
             if self._file is None or rows.first_version != self._file.next_version:
                 self._begin_part(rows.first_version)
             try:
@@ -235,7 +234,7 @@ class RankLog:
         self._paths.remove(self._file.path)
         self._file.abandon()
         self._file = None
-        self._warn_once("its file vanished; the log goes on in another")
+        self._warn_once("its file vanished; the log goes on in another one")
 
     def _begin_part(self, first_version: int) -> None:
         if self._file is not None:
@@ -255,9 +254,3 @@ class RankLog:
         if not self._warned:
             self._warned = True
             self._warn(f"log of rank {self._rank} in {self._directory}: {what}")
-
-
-def _require_space(directory: Path, n_bytes: int) -> None:
-    space = os.statvfs(directory)
-    if space.f_blocks and space.f_bavail * space.f_frsize < n_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from hpc_dasgd import schema
-from hpc_dasgd.diskfaults import sync, writing
+from hpc_dasgd.diskfaults import require_space, sync, writing
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation, chain
 from hpc_dasgd.rankfiles import Stream, n_counting, read_streams
@@ -26,6 +26,7 @@ from hpc_dasgd.unclosed import mark_closed
 
 # The name by which netCDF readers know a scale that has a length and no values.
 _NETCDF_DIMENSION = "This is a netCDF dimension but not a netCDF variable.%10d"
+_SPARE_BYTES = 1 << 20
 _PARAMETER = schema.Column("parameter", "i1", "length of the parameter vector; holds no values")
 _X0 = schema.Column("x0", None, "parameters at the start, the same on all ranks")
 _FINAL = schema.Column("final", None, "parameters at the end; with exchange `none` those of rank 0")
@@ -68,6 +69,7 @@ def create_run(
         if any([*directory.glob(schema.RUN_FILE), *directory.glob(schema.RANK_FILES)]):
             raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
         directory.mkdir(parents=True, exist_ok=True)
+        require_space(directory, x0.nbytes + _SPARE_BYTES)
         with writing(directory / schema.RUN_FILE, "x") as file:
             file.attrs.update(schema=schema.SCHEMA, status="running", config=config_toml, **attributes)
             scale = schema.create(file, _PARAMETER, shape=x0.shape)
@@ -146,6 +148,8 @@ def _replacing(path: Path) -> Iterator[h5py.File]:
     """A copy of an HDF5 file, to be changed; takes the file's place, durably, when the context is left."""
     copy = path.with_name(f".{path.name}.part")
     with schema.making("run file", path):
+        # The vectors of parameters in it at most double it.
+        require_space(path.parent, 2 * path.stat().st_size + _SPARE_BYTES)
         shutil.copyfile(path, copy)
         with writing(copy, "r+") as file:
             yield file
