@@ -53,14 +53,15 @@ def screen(look: Look, columns: int, rows: int) -> list[str]:
 
 
 def last_line(look: Look) -> str:
-    """Return what there is to say at the end: of a complete run what it came to, else that nothing comes any more."""
-    if look.status != "complete":
+    """Return what there is to say at the end: of a run that ended what it came to, else that nothing comes any more."""
+    if not look.ended:
         return f"no news for {look.silent_s:.0f} s: the job was killed or hangs"
     gradients = look.summary.get("gradients", look.gradients)
     seconds = look.summary.get("seconds", look.elapsed_s)
     rate = f" ({gradients / seconds:.4g}/s)" if seconds > 0 else ""
     evaluated = f", {_evaluation(look.evaluation)}" if look.evaluation else ""
-    return f"complete: {gradients} gradients on {look.counts.size} ranks in {seconds:.1f} s{rate}{evaluated}"
+    end = "complete" if look.status == "complete" else "stopped by a signal, go on with --resume"
+    return f"{end}: {gradients} gradients on {look.counts.size} ranks in {seconds:.1f} s{rate}{evaluated}"
 
 
 def _gradients(look: Look) -> str:
@@ -83,7 +84,7 @@ def _evaluation(evaluation: dict) -> str:
 
 
 def _end(look: Look) -> list[str]:
-    running = look.status != "complete" and not math.isnan(look.remaining_s)
+    running = not look.ended and not math.isnan(look.remaining_s)
     return [f"ends in {look.remaining_s:.0f} s"] if running else []
 
 
@@ -112,7 +113,7 @@ class _Display:
 
 
 def watch(path: str | os.PathLike, every_s: float, patience_s: float, stream=None, clock=time.time, sleep=time.sleep):
-    """Show how a run goes until it is complete or nothing has come for `patience_s`.
+    """Show how a run goes until it is complete or stopped, or nothing has come for `patience_s`.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def watch(path: str | os.PathLike, every_s: float, patience_s: float, stream=Non
             else:
                 heard_s = now_s
                 display.show(look)
-                if look.status == "complete" or look.silent_s >= patience_s:
+                if look.ended or look.silent_s >= patience_s:
                     print(last_line(look), file=stream, flush=True)
                     return
             sleep(every_s)

@@ -3,7 +3,8 @@
     with Watcher("runs/digits-20250101-120000") as watcher:
         look = watcher.look(time.time())
 
-A look costs the same however long the run: it reads the times written since the last one and a few last rows.
+A look costs the same however long the run: it reads the times written since the last one and a few last rows. Of a
+run that was resumed it is at the newest generation, the counts and times of which go on from those before.
 """
 
 import math
@@ -19,6 +20,7 @@ import numpy as np
 
 from hpc_dasgd import schema
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.generations import newest_number, run_directory
 from hpc_dasgd.ranklog import FLUSH_EVERY_S
 
 _RATE_S = 10.0  # over which gradients per second are taken
@@ -46,6 +48,8 @@ class Look:
         The settings ``budget``.
     counts : ndarray, int64
         Gradients so far.
+    n_earlier : int
+        Gradients of ranks that this generation does not have.
     rates : ndarray, float64, 1/s
         Gradients per second lately.
     quiet_s : ndarray, float64, s
@@ -67,6 +71,7 @@ class Look:
     summary: dict
     budget: dict
     counts: np.ndarray
+    n_earlier: int
     rates: np.ndarray
     quiet_s: np.ndarray
     staleness: np.ndarray
@@ -78,7 +83,12 @@ class Look:
     @property
     def gradients(self) -> int:
         """Gradients of all ranks."""
-        return int(self.counts.sum())
+        return int(self.counts.sum()) + self.n_earlier
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run says that it is complete, or was stopped."""
+        return self.status in ("complete", "stopped")
 
     @property
     def rate(self) -> float:
@@ -112,17 +122,14 @@ class Watcher:
     """
 
     def __init__(self, path: str | os.PathLike):
-        path = Path(path)
-        self._directory = path.parent if path.name == schema.RUN_FILE else path
-        self._news = _News(self._directory / schema.RUN_FILE)
-        self._tails = []
+        self._directory = run_directory(Path(path))
+        self._generation, self._news, self._tails = None, None, []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for tail in self._tails:
-            tail.close()
+        self._close()
 
     @property
     def may_come(self) -> bool:
@@ -144,7 +151,11 @@ class Watcher:
         ConfigError
             If it is not for this version, or there are more ranks than files may be open.
         """
-        # First: when it says that the run is complete, so are the files of the ranks. It is replaced then.
+        if (generation := newest_number(self._directory)) != self._generation:
+            self._close()
+            folder = schema.generation_directory(self._directory, generation)
+            self._generation, self._news = generation, _News(folder / schema.RUN_FILE)
+        # First: when it says that the run has ended, so are the files of the ranks. It is replaced then.
         self._news.hear(now_s)
         if not self._news.path.stat().st_size:  # about to be locked by the job
             raise OSError(f"{self._news.path} is empty so far")
@@ -153,14 +164,14 @@ class Watcher:
         number, n_ranks, status, settings = (attributes[name] for name in ("schema", "n_ranks", "status", "config"))
         if number > schema.SCHEMA:
             raise ConfigError(f"{self._news.path} must have a schema of at most {schema.SCHEMA}, got {number}")
+        before, begun_s = attributes.get("versions_before", [0] * n_ranks), attributes.get("begun_s", 0.0)
         if not self._tails:
             _allow_open_files(n_ranks + _SPARE_FILES)
-            n_kept = min(_MAX_KEPT, max(_MIN_KEPT, _KEPT_TIMES // n_ranks))
-            paths = [self._directory / schema.rank_file(rank) for rank in range(n_ranks)]
-            self._tails = [_Tail(path, n_kept, evaluates=rank == 0) for rank, path in enumerate(paths)]
+            n_kept, folder = min(_MAX_KEPT, max(_MIN_KEPT, _KEPT_TIMES // n_ranks)), self._news.path.parent
+            self._tails = [_Tail(folder, rank, n_kept, before[rank], begun_s) for rank in range(n_ranks)]
         for tail in self._tails:
             tail.read(now_s)
-        tails, complete = self._tails, status == "complete"
+        tails, ended = self._tails, status != "running"
         quiet_s = np.array([now_s - tail.news_s for tail in tails])
         return Look(
             directory=self._directory,
@@ -168,14 +179,20 @@ class Watcher:
             summary={name: attributes[name] for name in ("gradients", "seconds") if name in attributes},
             budget=_budget(settings),
             counts=np.array([tail.count for tail in tails]),
-            rates=np.array([tail.rate(0.0 if complete else s) for tail, s in zip(tails, quiet_s, strict=True)]),
+            n_earlier=sum(before[n_ranks:]),
+            rates=np.array([tail.rate(0.0 if ended else s) for tail, s in zip(tails, quiet_s, strict=True)]),
             quiet_s=quiet_s,
             staleness=_staleness(tails, quiet_s),
-            loss=float(np.mean([tail.loss for tail in tails if tail.count] or math.nan)),
+            loss=float(np.mean([tail.loss for tail in tails if tail.times.size] or math.nan)),
             evaluation=tails[0].evaluation,
-            elapsed_s=max((float(tail.times[-1]) for tail in tails if tail.count), default=0.0),
+            elapsed_s=max((float(tail.times[-1]) for tail in tails if tail.times.size), default=begun_s),
             silent_s=float(np.nanmin([*quiet_s, now_s - self._news.news_s])),
         )
+
+    def _close(self) -> None:
+        for tail in self._tails:
+            tail.close()
+        self._tails = []
 
 
 class _News:
@@ -195,13 +212,19 @@ class _News:
 
 
 class _Tail(_News):
-    """The last rows of a rank's file."""
+    """The last rows of a rank's log, in the numbering of its stream."""
 
-    def __init__(self, path: Path, n_kept: int, evaluates: bool):
-        super().__init__(path)
-        self._evaluates = evaluates
-        self.count, self.times, self.loss, self.evaluation = 0, np.empty(0), math.nan, None
-        self._n_kept, self._marks, self._file = n_kept, deque([(0.0, 0)]), None
+    def __init__(self, folder: Path, rank: int, n_kept: int, before: int, begun_s: float):
+        super().__init__(folder / schema.rank_file(rank))
+        self._folder, self._rank, self._part = folder, rank, 0
+        self._before = self._first = before  # the generation's first gradient, and the file's
+        self.count, self.times, self.loss, self.evaluation = before, np.empty(0), math.nan, None
+        self._n_kept, self._marks, self._file = n_kept, deque([(begun_s, before)]), None
+
+    @property
+    def has_all(self) -> bool:
+        """Whether `times` go back to the generation's first gradient."""
+        return self.count - self.times.size == self._before
 
     def close(self) -> None:
         if self._file is not None:
@@ -210,34 +233,48 @@ class _Tail(_News):
 
     def read(self, now_s: float) -> None:
         """Take in the rows that were written since the last time, or the last `n_kept` of them."""
+        count = self.count
         try:
             self.hear(now_s)
             # An empty file is about to be locked by its rank, which must not find it locked by us.
             if self._file is None and self.path.stat().st_size:
                 # Without a chunk cache only the rows asked for are read, not whole chunks of vectors.
                 self._file = h5py.File(self.path, swmr=True, rdcc_nbytes=0)
+                self._begin_at(int(self._file.attrs.get("first_version", self._first)))
             if self._file is not None:
                 self._read_gradients(now_s)
-                if self._evaluates:
+                if self._rank == 0:
                     self._read_evaluation()
         except (OSError, KeyError):
             # Not there, or not readable yet: to be opened anew at the next look.
             self.close()
+        following = self._folder / schema.rank_file(self._rank, self._part + 1)
+        if self.count == count and following.exists():
+            self.close()
+            self.path, self._part = following, self._part + 1
+
+    def _begin_at(self, first: int) -> None:
+        """Go on in a file whose rows begin there: where this one's end, before that, or behind rows that are lost."""
+        n_kept = self.times.size - (self.count - first)
+        if self._first != first and self.count != first:
+            self.times = self.times[: max(0, n_kept)] if first < self.count else np.empty(0)
+            self.count = first
+        self._first = first
 
     def _read_gradients(self, now_s: float) -> None:
         ends, losses = (self._grown(f"gradient/{name}") for name in ("t_end_s", "loss"))
-        count, before = min(len(ends), len(losses)), self.count
-        if count == before:
+        n_rows, n_known = min(len(ends), len(losses)), self.count - self._first
+        if n_rows <= n_known:
             return
-        if before:
+        if self.times.size:
             self.news_s = now_s  # whatever the file is dated
-        elif count > 1:
-            self._marks[0] = (float(ends[3 * count // 4 - 1]), 3 * count // 4)
-        new = ends[max(before, count - self._n_kept) : count]
-        self.loss = float(np.mean(losses[max(0, count - _LOSSES) : count]))
+        elif n_rows > 1:
+            self._marks[0] = (float(ends[3 * n_rows // 4 - 1]), self._first + 3 * n_rows // 4)
+        new = ends[max(n_known, n_rows - self._n_kept) : n_rows]
+        self.loss = float(np.mean(losses[max(0, n_rows - _LOSSES) : n_rows]))
         self.times = np.concatenate([self.times, new])[-self._n_kept :]
-        self.count = count
-        self._marks.append((float(new[-1]), count))
+        self.count = self._first + n_rows
+        self._marks.append((float(new[-1]), self.count))
         while self._marks[-1][0] - self._marks[1][0] >= _RATE_S:
             self._marks.popleft()
 
@@ -265,11 +302,12 @@ class _Tail(_News):
         if self._file is None or not (every := int(self._file.attrs["versions_every"])):
             return np.empty(0), np.empty((0, 0))
         before = self.count - self.times.size
-        data_set = self._grown(f"gradient/{schema.VERSIONS.name}")
-        first = -(-(before + np.searchsorted(self.times, since_s, "left")) // every)
-        end = min(len(data_set), -(-(before + np.searchsorted(self.times, until_s, "right")) // every))
+        data_set, in_earlier = self._grown(f"gradient/{schema.VERSIONS.name}"), -(-self._first // every)
+        first = max(in_earlier, -(-(before + np.searchsorted(self.times, since_s, "left")) // every))
+        end = -(-(before + np.searchsorted(self.times, until_s, "right")) // every)
+        end = min(in_earlier + len(data_set), end)
         rows = np.arange(max(first, end - n_rows), end)
-        vectors = data_set[rows[0] : end] if rows.size else np.empty((0, 0))
+        vectors = data_set[rows[0] - in_earlier : end - in_earlier] if rows.size else np.empty((0, 0))
         return self.times[rows * every - before], vectors
 
 
@@ -281,8 +319,8 @@ def _staleness(tails: list[_Tail], quiet_s: np.ndarray) -> np.ndarray:
     those gradients count whose ``t`` lies in what is known of all ranks: after the first of the kept times,
     before the last that each rank still at work has written.
     """
-    since_s = max((tail.times[0] for tail in tails if tail.count > tail.times.size), default=-math.inf)
-    at_work = [tail.times[-1] for tail, s in zip(tails, quiet_s, strict=True) if tail.count and s < _LIVE_S]
+    since_s = max((tail.times[0] for tail in tails if tail.times.size and not tail.has_all), default=-math.inf)
+    at_work = [tail.times[-1] for tail, s in zip(tails, quiet_s, strict=True) if tail.times.size and s < _LIVE_S]
     n_rows = min(_MAX_VECTORS, max(1, _VECTOR_BYTES // (4 * len(tails) ** 2)))
     found = [tail.vectors(since_s, min(at_work, default=math.inf), n_rows) for tail in tails]
     ends, n_found = np.concatenate([times for times, _ in found]), np.array([times.size for times, _ in found])

@@ -16,7 +16,7 @@ from hpc_dasgd import watch
 from hpc_dasgd.cli import main
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.ranklog import RankLog
-from hpc_dasgd.runfile import create_run
+from hpc_dasgd.runfile import create_run, stop_run
 from hpc_dasgd.schema import RUN_FILE, rank_file
 from hpc_dasgd.watch.looks import Watcher
 
@@ -159,6 +159,71 @@ def test_a_look_takes_in_what_was_written_since(writer):
         writer.kill()
         assert watcher.look(now_s + 100).quiet_s == [86]
     assert look_at(writer.directory, now_s + 100).gradients == 14001
+
+
+# Runs that were resumed.
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_look_is_at_the_newest_generation(tmp_path, every):
+    runs = [synthetic.schedule(n_ranks, 200, seed=n_ranks) for n_ranks in (4, 3)]
+    expected = synthetic.write_generations(tmp_path, runs, every=every, config=BUDGET)
+    look = look_at(tmp_path / "generation_00001", os.stat(tmp_path / "generation_00001" / RUN_FILE).st_mtime + 100)
+    assert look.counts.tolist() == [len(end) for end in expected.end[:3]]
+    assert (look.gradients, look.n_earlier) == (400, len(runs[0].end[3]))
+    assert look.elapsed_s == max(end[-1] for end in expected.end)
+    assert look.evaluation["gradients"] == 200
+    np.testing.assert_allclose(look.staleness, reference_staleness(runs[1], 1, math.inf) if every == 1 else [
+        np.mean(missed(expected, rank, len(runs[0].end[rank]), every)[-32:]) for rank in range(3)
+    ])  # fmt: skip
+
+
+def missed(run, rank, since, every):
+    """Staleness of the logged gradients of a rank from one on, by its definition."""
+    logged = [k for k in range(since, len(run.end[rank])) if k % every == 0]
+    done = [sum(int((ends < run.end[rank][k]).sum()) for ends in run.end) for k in logged]
+    return [n - int(run.versions[rank][k].sum()) for n, k in zip(done, logged, strict=True)]
+
+
+def test_a_new_generation_is_followed(tmp_path):
+    runs = [synthetic.schedule(n_ranks, 100, seed=n_ranks) for n_ranks in (2, 3)]
+    expected = synthetic.resumed(runs)
+    synthetic.write_generation(tmp_path, 0, runs[0], [0, 0])
+    with Watcher(tmp_path) as watcher:
+        now_s = os.stat(tmp_path / rank_file(0)).st_mtime
+        assert watcher.look(now_s).counts.tolist() == [len(end) for end in runs[0].end]
+        synthetic.write_generation(tmp_path, 1, runs[1], expected.before[1], expected.begun_s[1])
+        look = watcher.look(now_s + 10)
+        assert look.counts.tolist() == [len(end) for end in expected.end] and look.gradients == 200
+        assert look.elapsed_s == max(end[-1] for end in expected.end)
+
+
+@pytest.mark.parametrize("first", [90, 100, 120])
+def test_a_log_is_followed_into_its_next_part(tmp_path, first):
+    """Which begins before the end of the last one, at it, or behind rows that are lost."""
+    run = synthetic.schedule(1, 300)
+    create_run(tmp_path, config_toml="", attributes={"n_ranks": 1}, x0=np.zeros(2))
+    now_s = os.stat(tmp_path / RUN_FILE).st_mtime
+    with RankLog(tmp_path, 0, 1, 1) as log:
+        synthetic.write_rows(log, 0, run, 0.0, 0, range(100))
+    with Watcher(tmp_path) as watcher:
+        assert watcher.look(now_s).gradients == 100
+        (tmp_path / "aside").mkdir()
+        run.versions[0] -= np.uint32(first)
+        with RankLog(tmp_path / "aside", 0, 1, 1, before=np.array([first])) as log:
+            synthetic.write_rows(log, 0, run, 0.0, 0, range(first, 300))
+        (tmp_path / "aside" / rank_file(0)).rename(tmp_path / rank_file(0, 1))
+        look = [watcher.look(now_s + n) for n in range(1, 4)][-1]
+    assert look.gradients == 300 and look.staleness == [0]
+    assert look.elapsed_s == run.end[0][-1]
+
+
+def test_a_stopped_run_ends_the_watch(tmp_path):
+    write_run(tmp_path)
+    stop_run(tmp_path, {"gradients": 300, "seconds": 50.0})
+    *looks, last = follow(tmp_path, Clock(WRITTEN_S + 1e6))
+    assert last.startswith("stopped by a signal, go on with --resume: 300 gradients on 3 ranks in 50.0 s (6/s)")
+    assert len(looks) == 1 and "ends in" not in looks[0]
 
 
 # Text.
