@@ -16,6 +16,14 @@ class Clock:
     error by half its duration. Making one is collective over `comm`, and so is `drift_s`: clocks of two hosts
     part by some microseconds per second.
 
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    host : str
+        Where this rank is.
+    begun_s : float
+        What the clock shows at first.
+
     Attributes
     ----------
     offset_s : float
@@ -24,10 +32,10 @@ class Clock:
         Bound on the error of `offset_s`.
     """
 
-    def __init__(self, comm, host: str):
+    def __init__(self, comm, host: str, begun_s: float = 0.0):
         self._comm, self._host = comm, host
         self.offset_s, self.error_s = self._estimate()
-        self._origin_s = comm.bcast(time.monotonic(), root=0)
+        self._origin_s = comm.bcast(time.monotonic(), root=0) - begun_s
 
     def now(self) -> float:
         return time.monotonic() + self.offset_s - self._origin_s

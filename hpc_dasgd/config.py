@@ -27,6 +27,7 @@ from hpc_dasgd.rules import (
     RANK,
     RANKS,
     SEED,
+    SEVERAL,
     SHARE,
     STEPS,
     STEPSIZE,
@@ -135,6 +136,12 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_s: float = _setting(60.0, POSITIVE, "seconds between checkpoints of a rank")
+    keep: int = _setting(2, SEVERAL, "files of a rank that take turns")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StragglerConfig:
     ranks: tuple[int, ...] = _setting((0,), RANKS, "ranks slowed down on purpose")
     delay_ms: float = _setting(0.0, NOT_NEGATIVE, "added to each of their steps")
@@ -156,6 +163,7 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
 
     def to_toml(self) -> str:

@@ -20,6 +20,10 @@ class WindowError(HpcDasgdError, RuntimeError):
     """An MPI window cannot be used as asked: unsupported memory model, freed."""
 
 
+class CheckpointError(HpcDasgdError):
+    """A checkpoint file is damaged, not whole, or of another run."""
+
+
 class TrainingError(HpcDasgdError, RuntimeError):
     """Training cannot go on: a loss or gradient is not finite (exit status 1)."""
 

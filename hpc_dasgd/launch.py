@@ -4,6 +4,7 @@ The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` start
 """
 
 import os
+import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -166,6 +167,18 @@ def n_started_ranks() -> int:
 def alone() -> bool:
     """Whether no other rank can be waiting for this one."""
     return n_started_ranks() == 1
+
+
+def where() -> str:
+    """Which rank this is, on which node, as messages say it; nothing where there is one alone."""
+    n_ranks = n_started_ranks()
+    return f"[rank {started_rank()}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
+
+
+def warn(text: str) -> None:
+    """Say on standard error what went wrong on this rank, where training goes on all the same."""
+    with suppress(OSError, ValueError):  # nobody may be reading any more
+        print(f"hpc-dasgd: {where()}{text}", file=sys.stderr, flush=True)
 
 
 def wait_to_exit() -> None:

@@ -67,6 +67,7 @@ POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value >
 NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
 POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
+SEVERAL = Rule("an integer of at least 2", lambda value: _is_integer(value) and value >= 2)
 SHARE = Rule("a number between 0 and 1, neither of them", lambda value: _is_number(value) and 0 < value < 1)
 STEPSIZE = Rule('a positive number or "bound"', lambda value: value == "bound" or (_is_number(value) and value > 0))
 STEPS = Rule('a positive integer or "auto"', lambda value: value == "auto" or (_is_integer(value) and value > 0))

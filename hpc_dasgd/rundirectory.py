@@ -13,23 +13,28 @@ import h5py
 import numpy as np
 
 import hpc_dasgd
-from hpc_dasgd import launch, machine, runfile
+from hpc_dasgd import checkpoint, launch, machine, runfile, schema
 from hpc_dasgd.config import Config
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.resume import Start
 
 
-def default(config: Config) -> Path:
-    """Make a new directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
-    first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in count(1):
-        directory = first if number == 1 else first.with_name(f"{first.name}-{number}")
-        try:
-            directory.mkdir(parents=True)
-        except OSError:
-            if os.path.lexists(directory):
-                continue
-            # Else `create_run` will say what is wrong with the place.
-        return directory
+def agree(comm, config: Config, run: str | Path | None, resume: bool) -> tuple[Path, bool]:
+    """The run directory, and whether there is a run in it to go on with. Collective.
+
+    Raises
+    ------
+    ConfigError
+        On every rank, if `resume` is asked for and no directory is named.
+    """
+
+    def find() -> tuple[Path, bool]:
+        if run is None and resume:
+            raise ConfigError("`resume` needs the directory of the run, got none")
+        directory = Path(_default(config) if run is None else run)
+        return directory, resume and (directory / schema.RUN_FILE).exists()
+
+    return comm.bcast(launch.agreed(comm, lambda: find() if comm.rank == 0 else None), root=0)
 
 
 def describe_launch(comm, host: str) -> dict:
@@ -44,14 +49,27 @@ def describe_launch(comm, host: str) -> dict:
     }
 
 
-def create(directory: Path, config: Config, started: Mapping, objective, x0: np.ndarray) -> None:
-    """Make ``run.h5``; `started` are more attributes. On one rank."""
+def create(directory: Path, config: Config, started: Mapping, objective, start: Start) -> None:
+    """Make the ``run.h5`` of a generation; `started` are more attributes. On one rank.
+
+    Raises
+    ------
+    ConfigError
+        If the directory holds a run that was not resumed, or cannot be written to.
+    """
+    if start.generation == 0 and checkpoint.paths(directory):
+        raise ConfigError(f"`--run` must be a directory that holds no checkpoints yet, got {directory}")
     import mpi4py
     from mpi4py import MPI
 
     attributes = {
         "seed": config.seed,
         **started,
+        "run_id": start.run_id,
+        "generation": start.generation,
+        "parent": start.parent,
+        "versions_before": start.versions_before,
+        "begun_s": start.begun_s,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "hpc_dasgd_version": hpc_dasgd.__version__,
@@ -63,11 +81,17 @@ def create(directory: Path, config: Config, started: Mapping, objective, x0: np.
         "mpi_library": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
     }
     shapes = getattr(objective, "parameter_shapes", None)
-    runfile.create_run(directory, config_toml=config.to_toml(), attributes=attributes, x0=x0, parameter_shapes=shapes)
+    runfile.create_run(
+        schema.generation_directory(directory, start.generation),
+        config_toml=config.to_toml(),
+        attributes=attributes,
+        x0=start.x0,
+        parameter_shapes=shapes,
+    )
 
 
 class LastWords(NamedTuple):
-    """What a rank says of itself when it has trained."""
+    """What a rank says of itself when it has trained; in this generation, where a run was resumed."""
 
     rank: int
     made: int
@@ -76,46 +100,77 @@ class LastWords(NamedTuple):
     clock_offset_s: float
     clock_drift_s: float
     clock_error_s: float
+    checkpoint_stall_s: float
     loss: float
     accuracy: float
+    missing: list[str]
 
 
-def complete(directory: Path, replicas, last: LastWords, settled, seconds: float) -> tuple[dict, float, float]:
-    """Have the first rank that lives complete ``run.h5``; every rank has closed its log. Collective.
+class Ending(NamedTuple):
+    """What all ranks together have come to; loss and accuracy are those of the first rank that lives."""
 
-    Returns
-    -------
-    summary : dict
-        What ``run.h5`` says of how the run ended.
-    loss, accuracy : float
-        Of that rank.
+    gradients: int
+    loss: float
+    accuracy: float
+    missing: list[str]
 
-    Raises
-    ------
-    ConfigError
-        On every rank, where ``run.h5`` cannot be completed.
+
+def end(directory: Path, replicas, last: LastWords, settled, start: Start, seconds: float, stopped: str) -> Ending:
+    """Have the first rank that lives say in ``run.h5`` how the run ended; every rank has closed its log. Collective.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    replicas : Exchange
+    last : LastWords
+        Of this rank.
+    settled : Settled
+    start : Start
+    seconds : float
+        That the run has taken.
+    stopped : str
+        The signal that stopped it; empty where its budget is spent.
     """
     words = replicas.allgather(last)
     present = [each for each in words if each is not None]
-    summary = _summarize(words, present, replicas, settled, seconds)
-    writer, error = present[0], None
+    summary = _summarize(words, present, replicas, settled, start, seconds) | {"signal": stopped}
+    writer, problem = present[0], []
     if writer.rank == last.rank:
         try:
-            runfile.complete_run(directory, final=replicas.parameters, attributes=summary)
-        except ConfigError as raised:
-            error = raised
-    for failure in replicas.allgather(error):
-        if failure is not None:
-            failure.agreed = True
-            raise failure
-    return summary, writer.loss, writer.accuracy
+            if stopped:
+                runfile.stop_run(directory, attributes=summary)
+            else:
+                runfile.complete_run(directory, final=replicas.parameters, attributes=summary)
+        except (ConfigError, OSError) as error:
+            what = "how the run ended" if stopped else "the final parameters"
+            problem = [f"{what}, in {directory / schema.RUN_FILE}: {schema.reason(error)}"]
+    missing = [text for each in present for text in each.missing]
+    missing += [text for texts in replicas.allgather(problem) if texts for text in texts]
+    return Ending(summary["gradients"], writer.loss, writer.accuracy, missing)
 
 
-def _summarize(words: list[LastWords | None], present: list[LastWords], replicas, settled, seconds: float) -> dict:
+def _default(config: Config) -> Path:
+    """Make a new directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
+    first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        directory = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except OSError:
+            if os.path.lexists(directory):
+                continue
+            # Else `create_run` will say what is wrong with the place.
+        return directory
+
+
+def _summarize(
+    words: list[LastWords | None], present: list[LastWords], replicas, settled, start: Start, seconds: float
+) -> dict:
     """What ``run.h5`` says of how the run ended; of a rank that died, what its last publication tells."""
     made = [int(replicas.versions[rank]) if each is None else each.made for rank, each in enumerate(words)]
     return {
-        "gradients": sum(made),
+        "gradients": start.gradients + sum(made),
         "seconds": seconds,
         "drift": settled.drift,
         "dropped_reads": sum(each.dropped_reads for each in present),
@@ -124,4 +179,5 @@ def _summarize(words: list[LastWords | None], present: list[LastWords], replicas
         "clock_offset_s": [0.0 if each is None else each.clock_offset_s for each in words],
         "clock_drift_s": [0.0 if each is None else each.clock_drift_s for each in words],
         "clock_error_s": max(each.clock_error_s for each in present),
+        "checkpoint_stall_s": max(each.checkpoint_stall_s for each in present),
     }

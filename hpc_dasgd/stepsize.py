@@ -1,8 +1,10 @@
 """The stepsize that theory asks for, chosen before the first step."""
 
+import json
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,19 @@ class Chosen(NamedTuple):
     n_gradients: int
 
 
+def settle(comm, config: Config, objective, data, start, delays_s: Iterator[float] | None) -> tuple[Config, str]:
+    """Return settings whose stepsize is a number, and as JSON what it comes from, if it was chosen. Collective.
+
+    What was chosen for a run stays when it is resumed. `start` is a `resume.Start`, the others are as for `choose`.
+    """
+    if config.optimizer.stepsize != "bound":
+        return config, ""
+    chosen = start.chosen
+    if not chosen:
+        chosen = json.dumps(_as_dict(choose(comm, config, objective, data, start.x0, delays_s)))
+    return replace(config, optimizer=replace(config.optimizer, stepsize=json.loads(chosen)["stepsize"])), chosen
+
+
 def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iterator[float] | None) -> Chosen:
     """Choose the stepsize with the lowest bound. Collective; takes as long as some hundred steps.
 
@@ -75,8 +90,7 @@ def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iter
     )
 
 
-def as_dict(chosen: Chosen) -> dict:
-    """Everything in numbers and dicts that JSON can hold."""
+def _as_dict(chosen: Chosen) -> dict:
     return chosen._asdict() | {"constants": chosen.constants._asdict(), "delays": chosen.delays._asdict()}
 
 

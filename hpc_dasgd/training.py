@@ -11,13 +11,14 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import arrays, exchange, launch, optimizers, problem, ranklog, rundirectory, stepsize, straggler
+from hpc_dasgd import arrays, exchange, launch, optimizers, problem, ranklog, rundirectory, schema, stepsize, straggler
+from hpc_dasgd import resume as resuming
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
 from hpc_dasgd.data import Dataset, Sampler
@@ -26,6 +27,8 @@ from hpc_dasgd.evaluation import Evaluation
 from hpc_dasgd.exchange.interface import IDLE_S
 from hpc_dasgd.pace import Pace
 from hpc_dasgd.progress import Progress
+from hpc_dasgd.saving import Checkpoints
+from hpc_dasgd.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Result:
         That of the settings, or the one that was chosen for them.
     stepsize_by : str
         ``"settings"``, or the bound that it was chosen by.
+    signal : str
+        Name of the signal that stopped the run early, with a checkpoint of every rank written; else empty.
+    missing : list of str
+        What should be in files and is not, on any rank; empty where all is well.
     """
 
     parameters: np.ndarray
@@ -61,6 +68,8 @@ class Result:
     drift: float
     stepsize: float
     stepsize_by: str
+    signal: str = ""
+    missing: list[str] = field(default_factory=list)
 
 
 def train(
@@ -71,9 +80,13 @@ def train(
     *,
     overrides: Iterable[str] = (),
     run: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> Result:
     """Train, and write the run directory. Collective over `comm`.
+
+    SIGTERM, SIGUSR1 and SIGINT on any rank end the run early, after every rank has written a checkpoint; a second
+    signal ends the process at once. (Not where this is called from another than the main thread.)
 
     Parameters
     ----------
@@ -88,6 +101,8 @@ def train(
         ``section.key=value`` each.
     run : path, optional
         The run directory, not yet holding a run; ``runs/NAME-TIMESTAMP`` by default.
+    resume : bool, optional
+        Go on with the run in the directory `run`, from its newest good checkpoints; with none yet, begin it.
     progress : bool, optional
         Whether rank 0 shows on standard error how far it is.
 
@@ -108,43 +123,53 @@ def train(
     given, data_given = objective is not None, data is not None
     objective, data, x0 = problem.agree(comm, config, objective, data)
     passed = {"objective_given": given, "data_path": str(Path(data.path).absolute()) if data_given else ""}
-    chosen = None
-    if config.optimizer.stepsize == "bound":
-        chosen = stepsize.choose(comm, config, objective, data, x0, straggler.delays_s(config, rank))
-        config = replace(config, optimizer=replace(config.optimizer, stepsize=chosen.stepsize))
+
+    # From where: the objective's first parameters, or what earlier generations of the run have come to.
+    directory, goes_on = rundirectory.agree(comm, config, run, resume)
+    start = resuming.resume(comm, directory, config, x0, launch.warn) if goes_on else resuming.begin(comm, x0)
+    config, chosen = stepsize.settle(comm, config, objective, data, start, straggler.delays_s(config, rank))
     optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
+    if start.optimizer_state is not None:
+        optimizer.load_state(start.optimizer_state)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
 
     # Where it goes.
     host = platform.node()
-    directory = comm.bcast(Path(run or rundirectory.default(config)) if rank == 0 else None, root=0)
-    started = passed | rundirectory.describe_launch(comm, host)
-    started["stepsize_chosen"] = json.dumps(stepsize.as_dict(chosen)) if chosen else ""
-    launch.agreed(comm, lambda: rank == 0 and rundirectory.create(directory, config, started, objective, x0))
+    started = passed | rundirectory.describe_launch(comm, host) | {"stepsize_chosen": chosen}
+    launch.agreed(comm, lambda: rank == 0 and rundirectory.create(directory, config, started, objective, start))
     pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
     log = launch.agreed(
         comm,
-        lambda: ranklog.RankLog(directory, rank, comm.size, config.log.versions_every, paced=pace is not None),
+        lambda: ranklog.RankLog(
+            schema.generation_directory(directory, start.generation),
+            rank,
+            comm.size,
+            config.log.versions_every,
+            paced=pace is not None,
+            before=start.versions_before,
+            warn=launch.warn,
+        ),
     )
 
-    replicas = exchange.make(config.exchange, comm, x0, config.seed)
-    # Without exchange nobody would tell the other ranks that rank 0 has reached the target.
-    alone = config.exchange.kind == "none" and config.budget.target_loss is not None
-    evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0 or alone)
+    replicas = exchange.make(config.exchange, comm, start.x0, config.seed)
+    evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
+    first_version = int(start.versions_before[rank])
     delays_s = straggler.delays_s(config, rank)
-    done_s = pushed_s = begun_s = 0.0
-    comm.Barrier()
-    clock = Clock(comm, host)
-    start_s = clock.now()
+    done_s = pushed_s = begun_s = start.begun_s
+    # From here on the checkpoints of this generation count.
+    checkpoints = launch.agreed(
+        comm, lambda: Checkpoints(directory, config, start, replicas, optimizer, log, launch.warn)
+    )
+    clock = Clock(comm, host, start.begun_s)
 
     # NumPy's warnings of overflow would come from every rank, ahead of the one error that says where.
     quiet = np.errstate(over="ignore", invalid="ignore")
     bar = Progress(config.budget.gradients, progress and rank == 0)
     missed = 0
-    with log, quiet, bar:
+    with log, quiet, bar, Signals() as signals:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
             resumed_s = clock.now()
@@ -156,10 +181,15 @@ def train(
                     log.append_pace(now_s, replicas.made, pace.chosen, pace.overhead)
                 replicas.every = pace.every
             reached = evaluation.due(now_s) and evaluation.run(replicas, now_s)
-            if reached or _spent(config.budget, replicas.gradients, now_s):
+            n_gradients = start.gradients + replicas.gradients
+            if reached or signals.received:
                 replicas.stop()
+            elif _spent(config.budget, n_gradients, now_s):
+                replicas.spent()
             if replicas.stopping:
                 break
+            if checkpoints.due(now_s):
+                checkpoints.begin(now_s)
             if not replicas.computes:
                 time.sleep(IDLE_S)
                 continue
@@ -168,28 +198,37 @@ def train(
             version = replicas.made
             np.copyto(held, replicas.versions)
             begun_s = clock.now()
-            loss = objective.loss_and_gradient(replicas.parameters, sampler.batch(version), gradient)
+            batch = sampler.batch(first_version + version)
+            loss = objective.loss_and_gradient(replicas.parameters, batch, gradient)
             if delays_s is not None:
                 time.sleep(next(delays_s))
             done_s = clock.now()
             if not math.isfinite(loss):
-                raise TrainingError(f"loss is {loss} at gradient {version} of rank {rank} ({_remedy(config)})")
+                where = f"gradient {first_version + version} of rank {rank}"
+                raise TrainingError(f"loss is {loss} at {where} ({_remedy(config)})")
 
             # Turn it into an update, apply it, publish it.
-            stepsize_of = partial(stepsize_at, replicas.gradients, partial(replicas.missed, held))
-            update = _Update(optimizer, gradient, stepsize_of, where=(version, config, rank))
+            n_gradients = start.gradients + replicas.gradients
+            stepsize_of = partial(stepsize_at, n_gradients, partial(replicas.missed, held))
+            update = _Update(optimizer, gradient, stepsize_of, where=(first_version + version, config, rank))
             replicas.push(update)
             pushed_s = clock.now()
             log.append(begun_s, done_s, loss, update.norm, version, held, update.stepsize)
             if bar.shown:
                 missed += replicas.missed(held)
             if bar.due(done_s):
-                bar.show(done_s, steps=version + 1, gradients=replicas.gradients, missed=missed, loss=loss)
+                bar.show(
+                    done_s, steps=version + 1, gradients=start.gradients + replicas.gradients, missed=missed, loss=loss
+                )
 
-        seconds = clock.now() - start_s
-        # Every update of every rank into every replica; then the last word on how good it is.
+        seconds = clock.now()
+        # What every rank has done is safe first. Then every update of every rank into every replica.
+        checkpoints.begin(seconds)
+        checkpoints.finish()
+        stopped = next(filter(None, replicas.allgather(signals.received)), "")
         settled = replicas.settle()
-        evaluation.run(replicas, clock.now(), settled.consensus_distance)
+        if not stopped:
+            evaluation.run(replicas, clock.now(), settled.consensus_distance)
 
     last = rundirectory.LastWords(
         rank=rank,
@@ -199,22 +238,26 @@ def train(
         clock_offset_s=clock.offset_s,
         clock_drift_s=clock.drift_s(),
         clock_error_s=clock.error_s,
+        checkpoint_stall_s=checkpoints.longest_stall_s,
         loss=evaluation.loss,
         accuracy=evaluation.accuracy,
+        missing=log.missing + checkpoints.missing,
     )
-    summary, loss, accuracy = rundirectory.complete(directory, replicas, last, settled, seconds)
+    ending = rundirectory.end(directory, replicas, last, settled, start, seconds, stopped)
     final = replicas.parameters
     replicas.free()
     return Result(
         parameters=final,
         run=directory,
-        gradients=summary["gradients"],
+        gradients=ending.gradients,
         seconds=seconds,
-        loss=loss,
-        accuracy=accuracy,
+        loss=ending.loss,
+        accuracy=ending.accuracy,
         drift=settled.drift,
         stepsize=float(config.optimizer.stepsize),
-        stepsize_by=f"bound {chosen.bound}" if chosen else "settings",
+        stepsize_by=f"bound {json.loads(chosen)['bound']}" if chosen else "settings",
+        signal=stopped,
+        missing=ending.missing,
     )
 
 

@@ -1,11 +1,10 @@
 """The command line: arguments in, exit status out.
 
-0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong; 130 `watch` was left
-by Ctrl-C.
+0 done; 1 failed while running; 2 the command line, the settings or an input file are wrong; 75 `train` was stopped by a
+signal, with checkpoints written; 130 `watch` was left by Ctrl-C.
 """
 
 import os
-import platform
 import sys
 import traceback
 
@@ -20,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     launch.set_environment_defaults()
     try:
         options = make_parser(PROGRAM).parse_args(arguments)
-        options.run_command(options)
+        status = options.run_command(options)
         sys.stdout.flush()
-        return DONE
+        return DONE if status is None else status
     except ConfigError as error:
         if launch.alone() or getattr(error, "agreed", False):
             if launch.started_rank() == 0:
@@ -52,10 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     """Say what happened on this rank, and end the other ranks too, which would wait for this one for ever."""
-    rank, n_ranks = launch.started_rank(), launch.n_started_ranks()
-    where = f"[rank {rank}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
     try:
-        print(f"{PROGRAM}: {where}{message}", file=sys.stderr, flush=True)
+        print(f"{PROGRAM}: {launch.where()}{message}", file=sys.stderr, flush=True)
     finally:
         if not launch.alone():
             launch.abort(FAILED)

@@ -55,6 +55,11 @@ def _train(command) -> None:
         help="override one setting; may be repeated",
     )
     train.add_argument("--run", metavar="DIR", help="the run directory (default runs/NAME-TIMESTAMP)")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in DIR from its checkpoints, with any number of ranks; begin it where there is none",
+    )
 
 
 def _watch(command) -> None:

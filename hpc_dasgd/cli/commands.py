@@ -3,29 +3,39 @@
 import json
 import math
 import shlex
+import sys
 
 from hpc_dasgd import launch
-from hpc_dasgd.cli.status import FAILED, INTERRUPTED, PROGRAM, UsageError
+from hpc_dasgd.cli.status import DONE, FAILED, INTERRUPTED, PROGRAM, STOPPED, UsageError
 from hpc_dasgd.errors import ConfigError, ReplayError
 
 
-def train(options) -> None:
+def train(options) -> int:
+    if options.resume and options.run is None:
+        raise UsageError("--resume needs --run DIR")
     comm = launch.world()
     from hpc_dasgd.training import train
 
-    result = train(options.config, comm=comm, overrides=options.set, run=options.run)
+    result = train(options.config, comm=comm, overrides=options.set, run=options.run, resume=options.resume)
+    status = FAILED if result.missing else STOPPED if result.signal else DONE
     if comm.rank == 0:
+        for text in result.missing:
+            print(f"{PROGRAM}: missing: {text}", file=sys.stderr)
+        again = shlex.join([PROGRAM, "train", options.config, "--run", str(result.run), "--resume"])
         rate = result.gradients / result.seconds if result.seconds > 0 else math.nan
         measured = {"loss": result.loss, "accuracy": result.accuracy}
         reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
         work = f"{result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s"
-        print(f"done: {work} ({rate:.0f}/s)")
+        print(f"{f'stopped by {result.signal}' if result.signal else 'done'}: {work} ({rate:.0f}/s)")
         if result.stepsize_by != "settings":
             print(f"stepsize: {result.stepsize:.4g}, chosen by {result.stepsize_by}")
         if reached:
             print(f"reached: {', '.join(reached)} on the evaluation set")
         print(f"files: {result.run}")
-        print(f"next: {PROGRAM} report {shlex.quote(str(result.run))}")
+        print(f"next: {again if result.signal else shlex.join([PROGRAM, 'report', str(result.run)])}")
+    if status != DONE:
+        launch.wait_to_exit()
+    return status
 
 
 def staleness(options) -> None:

@@ -2,7 +2,7 @@
 
 from hpc_dasgd.errors import ConfigError
 
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 PROGRAM = "hpc-dasgd"
 
 

@@ -66,9 +66,13 @@ class Exchange(ABC):
         As above; may be changed between steps.
     exchanging : bool
         Whether the last `push` exchanged, as the next `pull` then does; with ``every > 1`` most do not.
+    combines : {"sum", "newest", "mean", "own"}
+        How the contributions of all ranks become parameters when a run is resumed: their sum, the one that holds the
+        most gradients, their mean, or to each rank its own.
     """
 
     computes = True
+    combines = "newest"
 
     def __init__(self, comm, x0: np.ndarray, every: int = 1):
         self.comm = comm
@@ -97,6 +101,11 @@ class Exchange(ABC):
     def transferred_bytes(self) -> int:
         """What this rank has read from and sent to others so far; 0 where MPI's collectives hide it."""
         return 0
+
+    @property
+    def contribution(self) -> np.ndarray:
+        """What a checkpoint of this rank has to hold, shape (n_params,); not a copy. Between two steps."""
+        return self.parameters
 
     def missed(self, held: np.ndarray) -> int:
         """Staleness of a gradient taken at `held`, as known here and now: during its `push`, or later."""
@@ -148,6 +157,10 @@ class Exchange(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Ask all ranks to end the run. Not collective; `stopping` follows, here and there."""
+
+    def spent(self) -> None:
+        """Say that by what this rank knows the budget of all ranks is spent; as `stop`."""
+        self.stop()
 
     @abstractmethod
     def settle(self) -> Settled:

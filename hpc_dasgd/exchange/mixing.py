@@ -46,6 +46,8 @@ class MixingExchange(Exchange):
         How many of a rank's last publications `_replica_in` needs.
     """
 
+    combines = "mean"
+
     def __init__(
         self,
         comm,

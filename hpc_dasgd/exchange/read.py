@@ -69,6 +69,8 @@ class ReadExchange(Exchange):
         See `WindowMemory`.
     """
 
+    combines = "sum"
+
     def __init__(
         self,
         comm,
@@ -111,6 +113,11 @@ class ReadExchange(Exchange):
     @property
     def transferred_bytes(self) -> int:
         return self._window.transferred_bytes
+
+    @property
+    def contribution(self) -> np.ndarray:
+        """The sum of the own updates, on rank 0 with ``x_0``."""
+        return self._own
 
     def pull(self) -> None:
         """Read on, as far as it goes without waiting, and sum the replica anew where news came."""

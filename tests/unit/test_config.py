@@ -53,6 +53,8 @@ BAD = {
     "device.dtype": ["float16", "double", 64],
     "log.versions": ["all", "every", "every 0", "every -1", "every 1.5", "every 2 3", "", 10, None],
     "log.evaluate_every_s": NO_POSITIVE,
+    "checkpoint.every_s": NO_POSITIVE,
+    "checkpoint.keep": [1, 0, -2, 2.0, True, "2", None],
     "straggler.ranks": [[-1], [0.0], [True], ["0"], 0, "0", None],
     "straggler.delay_ms": [-1, math.nan, math.inf, HUGE, "1", True],
     "straggler.distribution": ["normal", 1],
@@ -78,6 +80,8 @@ DEFAULTS = {
     "device.dtype": "float32",
     "log.versions": "full",
     "log.evaluate_every_s": 5.0,
+    "checkpoint.every_s": 60.0,
+    "checkpoint.keep": 2,
     "straggler.ranks": (0,),
     "straggler.delay_ms": 0.0,
 }

@@ -33,6 +33,8 @@ FLOORS = {
     "unclosed": 1,
     "diskfaults": 1,
     "generations": 1,
+    "checkpoint": 1,
+    "signals": 1,
     "data": 1,
     "batches": 1,
     "clock": 1,
@@ -48,6 +50,8 @@ FLOORS = {
     "evaluation": 2,
     "problem": 3,
     "rundirectory": 3,
+    "resume": 3,
+    "saving": 3,
     "training": 3,
     "analysis": 3,
     "staleness": 3,
@@ -66,9 +70,9 @@ FLOORS = {
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
-    *("logfile", "unclosed", "diskfaults", "generations", "rankfiles"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
+    *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "checkpoint", "signals"),
 )
 
 

@@ -1,0 +1,290 @@
+"""Going on with a run from its checkpoints, with any number of ranks.
+
+The newest set of good checkpoints is combined into new parameters ``x_0``. Every file is read by one rank, which checks
+all of it: no rank reads all.
+"""
+
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from hpc_dasgd import checkpoint, launch, schema
+from hpc_dasgd.checkpoint import Header
+from hpc_dasgd.config import Config, load_config
+from hpc_dasgd.errors import CheckpointError, ConfigError
+
+_BLOCK_PARAMS = 1 << 24  # that ranks exchange at once
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a generation of a run begins.
+
+    Attributes
+    ----------
+    x0 : ndarray, shape (n_params,)
+    run_id : str
+    generation : int
+        0 for a new run.
+    parent : int
+        The generation that is resumed; -1 for a new run.
+    versions_before : ndarray, shape (n_streams,), int64
+        Updates that each rank made in earlier generations; as many entries as there ever were ranks.
+    begun_s : float
+        When, on the clock of the run.
+    slot : int
+        Of this rank's first checkpoint.
+    optimizer_state : dict or None
+        Of this rank; None for one that begins.
+    chosen : str
+        The stepsize that was chosen for the run, as JSON; empty where none was.
+    """
+
+    x0: np.ndarray
+    run_id: str
+    generation: int
+    parent: int
+    versions_before: np.ndarray
+    begun_s: float
+    slot: int = 0
+    optimizer_state: dict | None = None
+    chosen: str = ""
+
+    @property
+    def gradients(self) -> int:
+        """Of all ranks in earlier generations."""
+        return int(self.versions_before.sum())
+
+
+def begin(comm, x0: np.ndarray) -> Start:
+    """The start of a new run. Collective."""
+    run_id = comm.bcast(uuid.uuid4().hex if comm.rank == 0 else None, root=0)
+    return Start(x0, run_id, generation=0, parent=-1, versions_before=np.zeros(comm.size, np.int64), begun_s=0.0)
+
+
+def resume(comm, directory: Path, config: Config, x0: np.ndarray, warn: Callable[[str], None]) -> Start:
+    """Combine the newest good checkpoints of a run. Collective.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    directory : Path
+        The run directory.
+    config : Config
+        Of the new generation.
+    x0 : ndarray, shape (n_params,)
+        Tells how many parameters the objective has, and their dtype.
+    warn : callable
+        Called on rank 0 with a line of text for each file that is not good.
+
+    Raises
+    ------
+    ConfigError
+        On every rank, where there is no set of good checkpoints, or they do not fit the settings.
+    """
+    run = comm.bcast(launch.agreed(comm, lambda: _read_run(directory) if comm.rank == 0 else None), root=0)
+    files, problems = _look(comm, directory, run.run_id)
+    newest = _newest_set(files)
+    while newest is not None and (damaged := _verify(comm, newest)):
+        problems += damaged.values()
+        files = [file for file in files if file.path not in damaged]
+        newest = _newest_set(files)
+    for problem in problems if comm.rank == 0 else ():
+        warn(problem)
+    if newest is None:
+        found = "; ".join(problems) or f"there is none in {directory / checkpoint.DIRECTORY}"
+        raise _on_all(ConfigError(f"--resume needs a good checkpoint of every rank of {directory}: {found}"))
+    launch.agreed(comm, lambda: _check(directory, newest[0].header, run, config, x0))
+    return _combine(comm, newest, run, config, x0)
+
+
+class _Run(NamedTuple):
+    """What ``run.h5`` says of the run."""
+
+    run_id: str
+    n_generations: int
+    versions_every: int
+    chosen: str
+
+
+class _File(NamedTuple):
+    path: Path
+    header: Header
+
+
+def _read_run(directory: Path) -> _Run:
+    path = directory / schema.RUN_FILE
+    try:
+        with h5py.File(path) as file:
+            run_id, text, chosen = (file.attrs[name] for name in ("run_id", "config", "stepsize_chosen"))
+        every = load_config(tomllib.loads(text)).log.versions_every
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--resume needs the {schema.RUN_FILE} of {directory}: {schema.reason(error)}") from None
+    numbers = [int(folder.name.rpartition("_")[2]) for folder in directory.glob(schema.GENERATIONS)]
+    return _Run(run_id, 1 + max(numbers, default=0), every, chosen)
+
+
+def _look(comm, directory: Path, run_id: str) -> tuple[list[_File], list[str]]:
+    """All files that look good from outside, and what is wrong with the others. Collective."""
+    listed = comm.bcast(checkpoint.paths(directory) if comm.rank == 0 else None, root=0)
+    files, problems = [], []
+    for path in (path for rank in sorted(listed)[comm.rank :: comm.size] for path in listed[rank]):
+        try:
+            header = checkpoint.look(path)
+            if header.run_id != run_id:
+                raise CheckpointError(f"{path.parent.name}/{path.name} is of another run")
+            if checkpoint.path_of(directory, header.rank, 0).name.partition(".")[0] != path.name.partition(".")[0]:
+                raise CheckpointError(f"{path.parent.name}/{path.name} is of rank {header.rank}")
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            files.append(_File(path, header))
+    everything = [comm.allgather(files), comm.allgather(problems)]
+    return tuple([one for some in of_ranks for one in some] for of_ranks in everything)
+
+
+def _newest_set(files: list[_File]) -> list[_File] | None:
+    """The newest file of each rank, of the newest generation from which all that is needed is there."""
+    for generation in sorted({file.header.generation for file in files}, reverse=True):
+        of_rank = {}
+        for file in sorted(files, key=lambda file: file.header.t_s):
+            if file.header.generation == generation:
+                of_rank[file.header.rank] = file
+        newest = [of_rank[rank] for rank in sorted(of_rank)]
+        header = newest[0].header
+        # A replica is a state of the run by itself; of contributions all are needed.
+        enough = header.combines == "newest" or len(newest) == header.n_ranks
+        if enough and any(file.header.contributes for file in newest):
+            return newest
+    return None
+
+
+def _verify(comm, files: list[_File]) -> dict[Path, str]:
+    """Read all of the files, each on one rank, and say which are damaged. Collective."""
+    damaged = {}
+    for file in files[comm.rank :: comm.size]:
+        try:
+            checkpoint.verify(file.path)
+        except CheckpointError as error:
+            damaged[file.path] = str(error)
+    return {path: problem for some in comm.allgather(damaged) for path, problem in some.items()}
+
+
+def _check(directory: Path, header: Header, run: _Run, config: Config, x0: np.ndarray) -> None:
+    """Hold the checkpoints against the settings of the new generation."""
+    if (header.n_params, header.dtype) != (x0.size, x0.dtype.name):
+        raise ConfigError(
+            f"--resume needs an objective of {header.n_params} parameters of {header.dtype}, as {directory} has, "
+            f"got {x0.size} of {x0.dtype.name}"
+        )
+    if config.log.versions_every != run.versions_every:
+        names = {0: "none", 1: "full"}
+        rule = f"must stay {names.get(run.versions_every, f'every {run.versions_every}')!r} with --resume"
+        raise ConfigError(f"`log.versions` {rule}, got {config.log.versions!r}")
+
+
+def _combine(comm, newest: list[_File], run: _Run, config: Config, like: np.ndarray) -> Start:
+    """Parameters, versions and optimizer state for a new generation. Collective."""
+    header = newest[0].header
+    best = max(newest, key=lambda file: (file.header.contributes, file.header.gradients))
+    of_rank = {file.header.rank: file for file in newest}
+    # What a rank takes over from one rank of the generation before; with more ranks than there were, from one of those.
+    model = of_rank.get(comm.rank % header.n_ranks, best)
+    x0 = np.empty_like(like)
+    if header.combines == "newest":
+        _read_by_parts(comm, best.path, x0)
+    elif header.combines == "own":
+        with checkpoint.Saved(model.path) as saved:
+            x0[:] = saved.contribution(0, x0.size)
+    else:
+        contributing = [file.path for file in newest if file.header.contributes]
+        _add_up(comm, contributing, x0)
+        if header.combines == "mean":
+            x0 /= len(contributing)
+    with checkpoint.Saved(model.path) as saved:
+        optimizer_state = saved.optimizer_state if model.header.optimizer == config.optimizer.kind else None
+    own = of_rank.get(comm.rank)
+    return Start(
+        x0=x0,
+        run_id=run.run_id,
+        generation=run.n_generations,
+        parent=header.generation,
+        versions_before=comm.bcast(_versions(newest, best, comm.size) if comm.rank == 0 else None, root=0),
+        begun_s=max(file.header.t_s for file in newest),
+        slot=0 if own is None else checkpoint.slot_of(own.path) + 1,
+        optimizer_state=optimizer_state,
+        chosen=run.chosen,
+    )
+
+
+def _versions(newest: list[_File], best: _File, n_ranks: int) -> np.ndarray:
+    """Updates of each rank that are in the combined parameters."""
+    with checkpoint.Saved(best.path) as saved:
+        known = saved.versions
+    versions = np.zeros(max(n_ranks, known.size), np.int64)
+    versions[: known.size] = known
+    if best.header.combines != "newest":
+        for file in newest:
+            versions[file.header.rank] = file.header.version
+    return versions
+
+
+def _read_by_parts(comm, path: Path, out: np.ndarray) -> None:
+    """Fill `out` on every rank with the contribution in one file, of which each rank reads a part. Collective."""
+    with checkpoint.Saved(path) as saved:
+        for bounds in _blocks(out.size, comm.size):
+            lo, hi = bounds[comm.rank : comm.rank + 2]
+            out[lo:hi] = saved.contribution(lo, hi)
+    _allgather(comm, out)
+
+
+def _add_up(comm, paths: list[Path], out: np.ndarray) -> None:
+    """Fill `out` on every rank with the sum of contributions, added in the order of `paths`. Collective.
+
+    Each file is read by one rank. As many as there are ranks are added at once, each element by the rank that owns
+    it, so that the sum does not depend on the number of ranks. Takes memory of two blocks.
+    """
+    for first in range(0, len(paths), comm.size):
+        n_files = min(comm.size, len(paths) - first)
+        reads = comm.rank < n_files
+        with checkpoint.Saved(paths[first + comm.rank]) if reads else nullcontext() as saved:
+            for bounds in _blocks(out.size, comm.size):
+                lo, hi = bounds[comm.rank : comm.rank + 2]
+                block = saved.contribution(bounds[0], bounds[-1]) if reads else np.empty(0, out.dtype)
+                sent = np.diff(bounds) if reads else np.zeros(comm.size, int)
+                got = np.where(np.arange(comm.size) < n_files, hi - lo, 0)
+                received = np.empty((n_files, hi - lo), out.dtype)
+                comm.Alltoallv([block, (sent, np.cumsum(sent) - sent)], [received, (got, np.cumsum(got) - got)])
+                for number, values in enumerate(received, first):
+                    if number:
+                        values += out[lo:hi]
+                    out[lo:hi] = values
+    _allgather(comm, out)
+
+
+def _allgather(comm, out: np.ndarray) -> None:
+    """Give every rank the parts of `out` that the others own. Collective."""
+    for bounds in _blocks(out.size, comm.size):
+        counts = np.diff(bounds)
+        comm.Allgatherv(MPI.IN_PLACE, [out[bounds[0] : bounds[-1]], (counts, np.cumsum(counts) - counts)])
+
+
+def _blocks(n_params: int, n_ranks: int) -> Iterator[list[int]]:
+    """Yield for blocks of parameters where in them each rank's part begins, and where the last one ends."""
+    for lo in range(0, n_params, _BLOCK_PARAMS):
+        n_block = min(_BLOCK_PARAMS, n_params - lo)
+        yield [lo + n_block * rank // n_ranks for rank in range(n_ranks + 1)]
+
+
+def _on_all(error: ConfigError) -> ConfigError:
+    """Mark an error that every rank raises."""
+    error.agreed = True
+    return error
