@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import objectives, schema
-from hpc_dasgd.config import Config, load_config
+from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation, chain, run_directory
@@ -87,11 +87,8 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """Settings of the run; `ConfigError` where this version of the package cannot read them."""
-        try:
-            return load_config(tomllib.loads(self.attributes["config"]))
-        except (ConfigError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"this version cannot read the settings of {self.directory}: {error}") from None
+        """Settings of the newest generation; `ConfigError` where this version of the package cannot read them."""
+        return self.generations[-1].config
 
     @cached_property
     def settings(self) -> dict[str, dict]:
@@ -251,6 +248,24 @@ class Run:
         on_demand = self._rows_on_demand()
         n_bytes = sum(rows.shape[0] for rows in on_demand) * self.n_ranks * 4
         return self.versions if n_bytes <= _MEMORY_BYTES else on_demand
+
+    def lost_work(self) -> list[int]:
+        """By generation but the last: how many of its gradients stand in its log and do not count."""
+        return [
+            sum(
+                max(0, part.first + part.n_gradients - int(child.versions_before[rank]))
+                for rank, stream in enumerate(self._streams)
+                for part in [part for place, part in stream.parts if place == number][-1:]
+            )
+            for number, child in enumerate(self.generations[1:])
+        ]
+
+    def n_holding_lost_work(self) -> int:
+        """Count the gradients whose replica held updates that were lost when the run was resumed.
+
+        Raises as `version_rows`.
+        """
+        return sum(rows.n_limited() for rows in self._rows_on_demand())
 
     @cached_property
     def _staleness(self) -> Staleness:

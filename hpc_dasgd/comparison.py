@@ -191,7 +191,7 @@ def _in_words(exchange: dict) -> str | None:
 
 def _staleness(run: Run, exchange: dict, warnings: list[str]) -> dict:
     names = ("S_avg", "S_max")
-    if run.versions_every and run.counts.any() and exchange.get("kind") != "none":
+    if run.has_versions and exchange.get("kind") != "none":
         try:
             measured = run.staleness().as_dict()
             return {name: measured[name] for name in names}

@@ -4,12 +4,15 @@ A generation goes on from the checkpoints of its `parent`; one that died before 
 run is the chain from the newest generation back to the first.
 """
 
+import tomllib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from hpc_dasgd import schema
+from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.rankfiles import open_file
 
@@ -48,6 +51,14 @@ class Generation:
     status: str
     directory: Path
     attributes: dict = field(repr=False)
+
+    @cached_property
+    def config(self) -> Config:
+        """Its settings; `ConfigError` where this version of the package cannot read them."""
+        try:
+            return load_config(tomllib.loads(self.attributes["config"]))
+        except (ConfigError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"this version cannot read the settings of {self.directory}: {error}") from None
 
 
 def run_directory(path: Path) -> Path:

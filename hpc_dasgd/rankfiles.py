@@ -6,7 +6,7 @@ stand is told by spans.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 
 from hpc_dasgd import schema
 
+_BLOCK_ENTRIES = 1 << 21
 _PART = re.compile(r"rank_\d{5,}(_\d+)?\.h5")
 
 
@@ -115,16 +116,29 @@ class VersionRows:
             return self[row : row + 1][0]
         begin, end, step = rows.indices(self.shape[0])
         out = np.zeros((max(0, end - begin), self.shape[1]), schema.VERSIONS.dtype)
+        for first, found, limit in self._logged(begin, end):
+            if limit is not None:
+                np.minimum(found, limit, out=found, casting="unsafe")
+            out[first - begin : first - begin + len(found), : found.shape[1]] = found
+        return out[::step]
+
+    def n_limited(self) -> int:
+        """How many vectors are limited."""
+        n_rows = max(1, _BLOCK_ENTRIES // self.shape[1])
+        blocks = (self._logged(begin, begin + n_rows) for begin in range(0, self.shape[0], n_rows))
+        return sum(
+            int((found > limit).any(axis=1).sum()) for block in blocks for _, found, limit in block if limit is not None
+        )
+
+    def _logged(self, begin: int, end: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield, span after span, the first row, the rows as they were logged, and their limit."""
         for span in self._stream.spans:
             first, last = max(begin, -(-span.first // self._every)), min(end, -(-span.end // self._every))
-            if first >= last:
-                continue
-            with open_file(span.part.path) as file:
-                found = file["gradient/versions"][span.vector_rows(first * self._every, last * self._every)]
-            if (limit := self._limits[span.generation]) is not None:
-                np.minimum(found, limit[: found.shape[1]], out=found, casting="unsafe")
-            out[first - begin : last - begin, : found.shape[1]] = found
-        return out[::step]
+            if first < last:
+                with open_file(span.part.path) as file:
+                    found = file["gradient/versions"][span.vector_rows(first * self._every, last * self._every)]
+                limit = self._limits[span.generation]
+                yield first, found, None if limit is None else limit[: found.shape[1]]
 
 
 def open_file(path: Path) -> h5py.File:

@@ -2,23 +2,21 @@
 
 A replica is a function of its version vector, an update one of the replica it was taken at, and the log holds
 the vectors: the asynchronous run is therefore recomputed by a single process, in any order that respects
-causality, down to the last bit.
+causality, down to the last bit. Where it was resumed, its contributions are summed as they were then.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import machine, optimizers, topology
+from hpc_dasgd import machine
 from hpc_dasgd.analysis import Run
-from hpc_dasgd.batches import Sampler
 from hpc_dasgd.data import Dataset
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.partial_sums import sum_edges, sum_replica
-from hpc_dasgd.versions import walk
+from hpc_dasgd.recomputation import Recomputation
 
 _SHOWN_RANKS = 32
 _CHANGES_BITS = ("cpu", "blas", "blas_threads", "numpy_version")
@@ -63,7 +61,8 @@ class Replayed:
     largest_difference : float
         Between an element of `parameters` and of the final ones.
     differences : list of str
-        The first loss that is another, and what of this machine is not what the run was made with.
+        The first loss that is another, ``x_0`` of generations that are, and what of this machine is not what the
+        run was made with.
     n_kept : int
         Contributions that were held at once at most: bounded by the staleness, whatever the run's length.
     """
@@ -94,7 +93,7 @@ def replay(run: Run, *, objective=None, data: Dataset | str | Path | None = None
     """
     if run.final is None:
         raise ConfigError(f"{run.directory} cannot be replayed to its end: it is not complete and has none")
-    recomputation = _Recomputation(run, objective, data)
+    recomputation = Recomputation(run, objective, data)
     for _ in recomputation:
         pass
     parameters = recomputation.replica(0, run.counts)
@@ -122,7 +121,7 @@ def until(run: Run, n_gradients: int, *, objective=None, data=None) -> Moment:
     n_all = int(run.counts.sum())
     if not 0 <= n_gradients <= n_all:
         raise ConfigError(f"`--until` must be between 0 and the run's {n_all} gradients, got {n_gradients}")
-    recomputation = _Recomputation(run, objective, data, stop=n_gradients)
+    recomputation = Recomputation(run, objective, data, stop=n_gradients)
     versions = np.zeros(run.n_ranks, np.int64)
     for rank in recomputation:
         versions[rank] += 1
@@ -141,7 +140,7 @@ def inspect(run: Run, rank: int, version: int, *, objective=None, data=None) -> 
         raise ConfigError(f"`--inspect` must name one of the {count} gradients of rank {rank}, got {version}")
     order = run.order
     stop = int(np.flatnonzero((order.rank == rank) & (order.index == version))[0]) + 1
-    recomputation = _Recomputation(run, objective, data, stop=stop)
+    recomputation = Recomputation(run, objective, data, stop=stop)
     for _ in recomputation:
         pass
     return Moment(
@@ -201,154 +200,10 @@ def visit(run: Run, n_visits: int, *, objective=None, data=None) -> Iterator[np.
     The arrays are overwritten when the next one is asked for. Other parameters and errors as of `replay`.
     """
     every = max(1, -(-int(run.counts.sum()) // n_visits))
-    recomputation = _Recomputation(run, objective, data)
+    recomputation = Recomputation(run, objective, data)
     for number, _ in enumerate(recomputation):
         if number % every == every // 2:
             yield recomputation.parameters
-
-
-class _Recomputation:
-    """Gradient after gradient in the global order: yields the rank of each.
-
-    Attributes
-    ----------
-    parameters, gradient, loss, held
-        Of the last gradient, and the replica it was taken at.
-    differences : list of str
-        The first loss that is not the logged one.
-    n_kept : int
-    """
-
-    def __init__(self, run: Run, objective, data, stop: int | None = None):
-        _check(run, objective)
-        config, n_ranks = run.config, run.n_ranks
-        self._run, self._stop = run, stop
-        self._objective, data = run.objective(objective, data)
-        split = None if data is None else data.train
-        self._samplers = [Sampler(config.seed, rank, split, config.data.batch_size) for rank in range(n_ranks)]
-        self._optimizers = [
-            optimizers.from_settings(config.optimizer, run.x0.size, run.x0.dtype, np) for _ in range(n_ranks)
-        ]
-        self._sum = _overlay_sum(run)
-        self._order = run.order
-        self._first = np.cumsum(run.counts) - run.counts
-        # contributions[j][v]: the sum of rank j's first v updates, as long as a replica still to come holds it.
-        self._contributions = [{0: np.zeros_like(run.x0)} for _ in range(n_ranks)]
-        self._contributions[0][0] = run.x0
-        self._last_use = self._find_last_uses()
-        self.parameters, self.gradient = np.empty_like(run.x0), np.empty_like(run.x0)
-        self.loss, self.held = math.nan, np.zeros(n_ranks, np.int64)
-        self.differences: list[str] = []
-        self.n_kept = n_ranks
-
-    def __iter__(self):
-        logged_loss, stepsize = self._run.gradients["loss"], self._run.gradients["stepsize"]
-        scaled = np.empty_like(self.gradient)
-        for at, held in self._gradients():
-            rank, index = int(self._order.rank[at]), int(self._order.index[at])
-            row = self._first[rank] + index
-            self.parameters[...] = self.replica(rank, held)
-            self.loss = self._objective.loss_and_gradient(
-                self.parameters, self._samplers[rank].batch(index), self.gradient
-            )
-            if self.loss != logged_loss[row] and not self.differences:
-                where = f"gradient {index} of rank {rank}, number {at} of all"
-                self.differences.append(f"{where}: loss {self.loss!r}, in the log {float(logged_loss[row])!r}")
-            self._optimizers[rank].update(self.gradient, float(stepsize[row]))(0, scaled.size, scaled)
-            before = self._contributions[rank][index]
-            self._contributions[rank][index + 1] = before + scaled
-            self._forget(rank, index, at)
-            for other, version in enumerate(held.tolist()):
-                self._forget(other, version, at)
-            self.n_kept = max(self.n_kept, sum(map(len, self._contributions)))
-            self.held = held
-            yield rank
-
-    def replica(self, rank: int, versions: Sequence[int]) -> np.ndarray:
-        """The replica of `rank` at a version vector."""
-        terms = [kept[int(version)] for kept, version in zip(self._contributions, versions, strict=True)]
-        return self._sum(rank, terms)
-
-    def _gradients(self):
-        """Yield the place in the global order and the version vector, up to where to stop."""
-        for places, held, _ in walk(self._order, self._run.version_rows()):
-            for at, vector in zip(places.tolist(), held.astype(np.int64), strict=True):
-                if self._stop is not None and at >= self._stop:
-                    return
-                yield at, vector
-
-    def _find_last_uses(self) -> list[np.ndarray]:
-        """By rank and version, the place in the global order of the last gradient that needs the contribution."""
-        never, end = -1, self._order.rank.size
-        last_use = [np.full(count + 1, never, np.int64) for count in self._run.counts]
-        for places, held, _ in walk(self._order, self._run.version_rows()):
-            for versions, uses in zip(held.T, last_use, strict=True):
-                uses[versions] = places  # ascending: of equal versions the last one stays
-        stop = end if self._stop is None else self._stop
-        reached = np.bincount(self._order.rank[:stop], minlength=self._run.n_ranks)
-        for uses, version in zip(last_use, reached, strict=True):
-            uses[version] = end  # the sum at the end
-        return last_use
-
-    def _forget(self, rank: int, version: int, at: int) -> None:
-        kept = self._contributions[rank]
-        if version in kept and version != max(kept) and self._last_use[rank][version] <= at:
-            del kept[version]
-
-
-def _overlay_sum(run: Run):
-    """Return ``(rank, contributions) -> replica``, added up in the order in which the run did."""
-    exchange, n_ranks = run.config.exchange, run.n_ranks
-    if exchange.topology == "complete":
-        neighbours = [topology.complete(rank, n_ranks) for rank in range(n_ranks)]
-
-        def seen(rank, other, terms):
-            return terms[other]
-    else:
-        neighbours = topology.all_tree_neighbours(exchange.topology, run.attributes["nodes"], fan_out=exchange.fan_out)
-
-        def seen(rank, other, terms):
-            return _edge_sum(neighbours, other, rank, terms)
-
-    def replica(rank, terms):
-        out = np.empty_like(terms[rank])
-        sum_replica(terms[rank], [seen(rank, other, terms) for other in neighbours[rank]], out)
-        return out
-
-    return replica
-
-
-def _edge_sum(neighbours: list[tuple[int, ...]], rank: int, reader: int, terms: list[np.ndarray]) -> np.ndarray:
-    """What `rank` shows `reader`: the sum of its own side of the edge, each rank's part summed as that rank did."""
-    others = neighbours[rank]
-    if len(others) == 1:
-        return terms[rank]
-    # The reader's own side has no part in this edge's sum.
-    seen = [terms[rank] if other == reader else _edge_sum(neighbours, other, rank, terms) for other in others]
-    edges = [np.empty_like(terms[rank]) if other == reader else None for other in others]
-    sum_edges(terms[rank], seen, edges, np.empty_like(terms[rank]))
-    return edges[others.index(reader)]
-
-
-def _check(run: Run, objective) -> None:
-    """Raise `ConfigError` with everything that stands against a replay."""
-    exchange, reasons = run.config.exchange, []
-    if exchange.kind != "read":
-        reasons.append(f"`exchange.kind` is {exchange.kind}, and only a replica of read is a function of its versions")
-    elif exchange.consistency != "snapshot":
-        reasons.append("`exchange.consistency` is elementwise: a read may have mixed versions")
-    if run.versions_every != 1:
-        reasons.append(f'`log.versions` is "{run.config.log.versions}", so that version vectors are missing')
-    if not run.counts.any():
-        reasons.append("it holds no gradients")
-    if np.isnan(run.gradients["stepsize"]).any():
-        reasons.append("stepsizes are not in its log, which is of an earlier version")
-    if exchange.topology != "complete" and "nodes" not in run.attributes:
-        reasons.append("the nodes of its ranks are not in its log, which is of an earlier version")
-    if objective is None and run.attributes.get("objective_given"):
-        reasons.append("its objective was passed in Python: pass it to `hpc_dasgd.replay.replay` too")
-    if reasons:
-        raise ConfigError(f"{run.directory} cannot be replayed: {'; '.join(reasons)}")
 
 
 def _other_machine(run: Run) -> list[str]:

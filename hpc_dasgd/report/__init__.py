@@ -18,7 +18,12 @@ PAGE = "report.html"
 _TABLE_RANKS = 32
 _PATIENCE_S = 20  # for estimating what the bounds take of an objective
 _OVER_TOPOLOGY = ("read", "gossip")  # exchanges that `exchange.topology` means something to
-_STATUS = {"complete": "complete", "running": "running, or ended before its end"}
+_STATUS = {
+    "complete": "complete",
+    "stopped": "stopped by a signal",
+    "running": "running, or ended before its end",
+}
+_INTERRUPTED = {"complete": "after its end", "stopped": "stopped by a signal", "running": "killed"}
 
 
 def summary(run: Run, held: dict | None = None) -> str:
@@ -104,10 +109,7 @@ def bounds(run: Run) -> tuple[dict | None, str | None]:
     reason : str or None
         Why there is none; None also where nobody would ask.
     """
-    if (
-        not (run.versions_every and run.counts.any())
-        or run.settings.get("exchange", {}).get("kind") not in KNOWN_STALENESS
-    ):
+    if not run.has_versions or run.settings.get("exchange", {}).get("kind") not in KNOWN_STALENESS:
         return None, None
     gradient_s = float(np.median(run.gradients["t_end_s"] - run.gradients["t_start_s"]))
     if gradient_s * bound.GRADIENTS > _PATIENCE_S:
@@ -124,7 +126,7 @@ def _plots(run: Run) -> dict:
     """What draws the plots that the log of a run has something for, by file name."""
     if not run.counts.any():
         return {}
-    known, several = run.versions_every > 0, run.n_ranks > 1
+    known, several = run.has_versions, run.n_ranks > 1
     drawn = {
         "loss_seconds.png": pictures.loss_over_seconds,
         "loss_gradients.png": pictures.loss_over_gradients,
@@ -148,6 +150,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("run", f"{run.directory} ({_STATUS[run.status]})"),
         ("started", attributes.get("started")),
         ("ranks", f"{run.n_ranks} on {_hosts(attributes.get('hosts', []))}"),
+        ("generations", _generations(run)),
         ("MPI", attributes.get("mpi_library")),
         ("gradients", f"{n_gradients} in {seconds:.1f} s, {_rate(n_gradients, seconds)}"),
         *_evaluation_rows(run),
@@ -191,7 +194,7 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     """Key figures of a run and their names; those that are not known are left out."""
     seconds, n_gradients, last = run.seconds, int(run.counts.sum()), run.evaluation[-1:]
     loss, accuracy = (float(last[name][0]) if last.size else math.nan for name in ("loss", "accuracy"))
-    staleness = run.staleness().as_dict() if run.versions_every and n_gradients else {}
+    staleness = run.staleness().as_dict() if run.has_versions else {}
     figures = [
         ("gradients", f"{n_gradients:,}"),
         ("gradients/s", _with_commas(_rate(n_gradients, seconds))),
@@ -204,6 +207,18 @@ def _figures(run: Run) -> list[tuple[str, str]]:
         ("dropped reads", f"{dropped:,}" if (dropped := run.attributes.get("dropped_reads")) is not None else None),
     ]
     return [(name, value) for name, value in figures if value is not None]
+
+
+def _generations(run: Run) -> str | None:
+    """When and why a run was interrupted, and what that cost."""
+    if len(run.generations) == 1:
+        return None
+    interruptions = []
+    for generation, child, n_lost in zip(run.generations, run.generations[1:], run.lost_work(), strict=False):
+        ranks = f", on with {child.n_ranks} ranks" if child.n_ranks != generation.n_ranks else ""
+        cost = f"{_INTERRUPTED[generation.status]}, {n_lost} gradients lost{ranks}"
+        interruptions.append(f"at {child.begun_s:.1f} s ({cost})")
+    return f"{len(run.generations)}, interrupted {', '.join(interruptions)}"
 
 
 def _rate(count: int, seconds: float) -> str:
@@ -265,7 +280,7 @@ def _evaluation_rows(run: Run):
 
 
 def _staleness_rows(run: Run):
-    if run.versions_every and run.counts.any():
+    if run.has_versions:
         result = run.staleness().as_dict()
         yield "staleness", "  ".join(f"{name} {result[name]:.4g}" for name in ("S_avg", "S_rms", "S_max"))
 
@@ -274,8 +289,7 @@ def _rank_rows(run: Run) -> list[dict]:
     """By rank its host and numbers, as text by heading."""
     hosts = run.attributes.get("hosts") or [""] * run.n_ranks
     busy = timeline.busy_shares(run)
-    known = run.versions_every and run.counts.any()
-    staleness = run.staleness().as_dict()["per_rank"] if known else [{}] * run.n_ranks
+    staleness = run.staleness().as_dict()["per_rank"] if run.has_versions else [{}] * run.n_ranks
     return [
         {
             "rank": str(rank),

@@ -29,7 +29,7 @@ def warnings(run: Run, bound: dict | None = None) -> list[str]:
         As `Run.staleness`, where version vectors were logged.
     """
     found = [*_early_ranks(run), *_dropped_reads(run)]
-    if run.versions_every and run.counts.any() and run.settings.get("exchange", {}).get("kind") != "none":
+    if run.has_versions and run.settings.get("exchange", {}).get("kind") != "none":
         found += [*_unheard_ranks(run), *_growth(run)]
     return [*run.warnings, *found, *_stepsize(bound or {})]
 
@@ -62,13 +62,14 @@ def _growth(run: Run):
 
 
 def _early_ranks(run: Run):
-    """Ranks that stopped long before the last one, or never began."""
-    begun = np.flatnonzero(run.counts)
+    """Ranks that stopped long before the last one, or never began; of a run that went on with fewer the rest."""
+    counts = run.counts[: run.generations[-1].n_ranks]
+    begun = np.flatnonzero(counts)
     if not begun.size:
         return
     exchange = run.settings.get("exchange", {})
     serves = exchange.get("kind") == "server" and not exchange.get("server_computes", True)
-    idle = np.setdiff1d(np.flatnonzero(run.counts == 0), [exchange.get("server_rank", 0)] if serves else [])
+    idle = np.setdiff1d(np.flatnonzero(counts == 0), [exchange.get("server_rank", 0)] if serves else [])
     if idle.size:
         yield f"{_ranks(idle)} made no gradients"
     ends = [run.gradients["t_end_s"][run.rows(rank)] for rank in begun]

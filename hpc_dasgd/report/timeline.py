@@ -119,7 +119,7 @@ def _middle(run: Run) -> tuple[float, float]:
 
 def _missed(run: Run) -> np.ndarray | None:
     """Staleness by row of `Run.gradients`, masked where it is not known."""
-    if not run.versions_every:
+    if not run.has_versions:
         return None
     positions, staleness = run.measured()
     missed = np.ma.masked_all(run.gradients.size)

@@ -60,6 +60,7 @@ FLOORS = {
     "doctor": 3,
     "stepsize": 3,
     "replay": 3,
+    "recomputation": 3,
     "report": 3,
     "plots": 3,
     "comparison": 3,
@@ -70,6 +71,8 @@ FLOORS = {
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
+
+    *("recomputation", "logfile", "unclosed", "diskfaults", "generations", "rankfiles"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
     *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "checkpoint", "signals"),

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import h5py
 import numpy as np
 import pytest
 import synthetic
@@ -120,3 +121,34 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"cannot write plots to .*/file/plots: Not a directory"):
         report.write_plots(run, tmp_path / "file" / "plots")
+
+
+# Runs that were resumed.
+
+
+@pytest.mark.parametrize("kind", ["whole", "lost rows"])
+def test_a_resumed_run_is_reported(tmp_path, kind):
+    runs = [synthetic.schedule(n_ranks, 200, seed=n_ranks) for n_ranks in (3, 4, 2)]
+    kept = [[len(end) for end in runs[0].end], [len(end) - 5 for end in runs[1].end]]
+    expected = synthetic.write_generations(tmp_path / "run", runs, kept)
+    with h5py.File(tmp_path / "run" / "generation_00001" / "run.h5", "r+") as file:
+        file.attrs["status"] = "stopped"
+    if kind == "lost rows":
+        (tmp_path / "run" / "rank_00001.h5").unlink()
+    run = open_run(tmp_path / "run")
+    assert run.lost_work() == [0, 20]
+    text = report.summary(run)
+    n_lost = len(runs[0].end[1])
+    assert ("staleness:" in text) == (kind == "whole")
+    assert (f"{n_lost} gradients of rank 1 are missing from its log" in text) == (kind == "lost rows")
+    first, second = expected.begun_s[1:]
+    assert (
+        f"3, interrupted at {first:.1f} s (killed, 0 gradients lost, on with 4 ranks), "
+        f"at {second:.1f} s (stopped by a signal, 20 gradients lost, on with 2 ranks)"
+    ) in text
+    assert "stopped early" not in text
+    paths = report.write_plots(run, tmp_path / "out")
+    expected_names = ANY + (WITH_VERSIONS + OF_SEVERAL_RANKS if kind == "whole" else [])
+    assert sorted(path.name for path in paths) == sorted(expected_names)
+    assert all(map(is_drawn, paths))
+    assert report.write_page(run, paths, tmp_path / "out").stat().st_size > 10_000
