@@ -23,7 +23,7 @@ from hpc_dasgd import objectives, schema
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.generations import Generation, chain, run_directory
+from hpc_dasgd.generations import Generation, chain, run_directory, settings
 from hpc_dasgd.rankfiles import Stream, VersionRows, open_file, read_events, read_gradients, read_streams
 from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
@@ -88,7 +88,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """Settings of the newest generation; `ConfigError` where this version of the package cannot read them."""
-        return self.generations[-1].config
+        return settings(self.attributes["config"], self.directory)
 
     @cached_property
     def settings(self) -> dict[str, dict]:

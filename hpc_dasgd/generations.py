@@ -55,10 +55,15 @@ class Generation:
     @cached_property
     def config(self) -> Config:
         """Its settings; `ConfigError` where this version of the package cannot read them."""
-        try:
-            return load_config(tomllib.loads(self.attributes["config"]))
-        except (ConfigError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"this version cannot read the settings of {self.directory}: {error}") from None
+        return settings(self.attributes["config"], self.directory)
+
+
+def settings(text: str, directory: Path) -> Config:
+    """Read the settings that stand in a ``run.h5`` of a directory; `ConfigError` where this version cannot."""
+    try:
+        return load_config(tomllib.loads(text))
+    except (ConfigError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"this version cannot read the settings of {directory}: {error}") from None
 
 
 def run_directory(path: Path) -> Path:

@@ -114,6 +114,10 @@ class LogFile:
     def n_gradients(self) -> int:
         return self.next_version - self._first_version
 
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._n_whole.values())
+
     def is_there(self) -> bool:
         """Whether the file still is where it was made: a deleted one silently takes more. May raise `OSError`."""
         try:

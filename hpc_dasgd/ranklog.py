@@ -12,8 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +100,7 @@ class RankLog:
         self._retry_s = -math.inf
         self._fault = ""
         self._n_dropped = self._n_vanished = 0
-        self._parts = count(1)
+        self._part = 0
         self._options = {
             "rank": rank,
             "n_ranks": n_ranks,
@@ -224,8 +222,7 @@ class RankLog:
             try:
                 self._file.write(rows)
             except FAULTS:
-                self._file.abandon()
-                self._file = None
+                self._leave_failed()
                 raise
             self._waiting.popleft()
 
@@ -236,15 +233,26 @@ class RankLog:
         self._file = None
         self._warn_once("its file vanished; the log goes on in another one")
 
+    def _leave_failed(self) -> None:
+        self._file.abandon()
+        if self._file.is_empty and self._part:  # or each further try would leave a file
+            self._file.path.unlink(missing_ok=True)
+            self._paths.remove(self._file.path)
+            self._part -= 1
+        self._file = None
+
     def _begin_part(self, first_version: int) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
         while self._file is None:
-            path = self._directory / schema.rank_file(self._rank, next(self._parts))
-            with suppress(FileExistsError):
+            path = self._directory / schema.rank_file(self._rank, self._part + 1)
+            try:
                 self._file = LogFile(path, first_version=first_version, **self._options)
+            except FileExistsError:
+                self._part += 1
         self._paths.append(path)
+        self._part += 1
 
     def _limit_memory(self) -> None:
         while sum(rows.n_bytes + _OVERHEAD_BYTES for rows in self._waiting) > _MEMORY_BYTES:

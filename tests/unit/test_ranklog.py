@@ -283,4 +283,5 @@ def test_a_failed_write_is_survived(small_disk, freed):
     if freed == "freed":
         assert missing == "[]\n" and len(losses) == int(n) and len(firsts) > 1
     else:
+        assert len(firsts) == 1 and len(list(small_disk.iterdir())) == 2
         assert len(losses) > 10_000 and f"{int(n) - len(losses)} gradients could not be written: No space" in missing
