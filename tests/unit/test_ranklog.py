@@ -1,10 +1,10 @@
 """What a rank's file holds: while it grows, after an exception, after a kill."""
 
-import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -196,6 +196,17 @@ def test_it_is_not_tried_again_at_each_step(tmp_path, monkeypatch):
     assert logged(directory, 2) == (list(range(40_000)), [0])
 
 
+def test_files_are_made_durable_from_another_thread(tmp_path):
+    with ranklog.RankLog(tmp_path, 0, 1, 1) as log, ThreadPoolExecutor(1) as pool:
+        synced = []
+        for first in range(0, 50_000, 1000):
+            synced.append(pool.submit(log.sync))
+            fill(log, range(first, first + 1000))
+        assert all(future.result() for future in synced)
+        (tmp_path / rank_file(0)).unlink()
+        assert not pool.submit(log.sync).result()
+
+
 def test_what_memory_does_not_hold_is_dropped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(ranklog, "_MEMORY_BYTES", 1 << 20)
     directory = tmp_path / "run"
@@ -210,19 +221,6 @@ def test_what_memory_does_not_hold_is_dropped_and_counted(tmp_path, monkeypatch)
         held = (1 << 20) // (log._rows.itemsize + 4)
         assert held - 2 * 4096 <= 100_000 - n_dropped <= held + 4096
     assert logged(directory, 2) == (list(range(n_dropped, 100_000)), [n_dropped])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]).returncode:
-        pytest.skip("only root may make a file system")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_full_disk_is_waited_for(small_disk, monkeypatch):

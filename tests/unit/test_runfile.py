@@ -1,5 +1,6 @@
 """The layout of a complete run, and what becomes of the files of its ranks."""
 
+import functools
 import json
 import shutil
 
@@ -10,10 +11,11 @@ import synthetic
 
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.ranklog import RankLog
-from hpc_dasgd.runfile import complete_run, create_run
+from hpc_dasgd.runfile import complete_run, create_run, stop_run
 from hpc_dasgd.schema import rank_file
 
 N_RANKS = 3
+ENDING = {"final": synthetic.X0, "attributes": {}}
 
 
 def write_run(directory, run, every=1):
@@ -208,6 +210,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot make run directory .*/file/run: Not a directory"):
         create_run(tmp_path / "file" / "run", config_toml="", attributes={}, x0=np.zeros(2))
+
+
+def test_a_full_disk_is_said_and_nothing_harmed(small_disk, run):
+    write = functools.partial(synthetic.write_run, run=run)
+    write(small_disk / "run")
+    before = (small_disk / "run" / "run.h5").read_bytes()
+    (small_disk / "other").write_bytes(bytes(3 << 20))
+    for call in (lambda: stop_run(small_disk / "run", {}), lambda: complete_run(small_disk / "run", **ENDING)):
+        with pytest.raises(ConfigError, match=r"cannot make run file .*run.h5: No space left on device"):
+            call()
+    with pytest.raises(ConfigError, match=r"cannot make run directory .*: No space left on device"):
+        write(small_disk / "another")
+    assert (small_disk / "run" / "run.h5").read_bytes() == before
+    assert sorted(path.name for path in (small_disk / "run").iterdir()) == [*map(rank_file, range(3)), "run.h5"]
+    (small_disk / "other").unlink()
+    complete_run(small_disk / "run", **ENDING)
 
 
 def test_shapes_must_fit_the_parameters(tmp_path):
