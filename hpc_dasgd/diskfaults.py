@@ -12,13 +12,18 @@ from hpc_dasgd import schema
 
 FAULTS = (OSError, RuntimeError, ValueError, KeyError)  # as h5py reports what HDF5 could not do
 
+_TRIED_BYTES = 1 << 16  # more than HDF5 writes before anything is in a file
+
 
 @contextmanager
 def writing(path: Path, mode: str) -> Iterator[h5py.File]:
     """A file to write, closed and durable when the context is left; removed, with an `OSError`, if that fails."""
+    if mode == "x":
+        try_out(path)
     file = h5py.File(path, mode, libver=schema.FORMAT)
     try:
         yield file
+        file.flush()  # after a failed close it could not be given up
         file.close()
         sync(path)
     except FAULTS as error:
@@ -43,6 +48,20 @@ def give_up(file: h5py.File) -> None:
         os.close(nowhere)
         with suppress(*FAULTS):
             file.close()
+
+
+def try_out(path: Path) -> None:
+    """Raise `OSError` where a file cannot be made, or not be written for a quota or the like.
+
+    To be done before HDF5 makes it: one that it fails to make it keeps, and crashes at exit.
+    """
+    with open(path, "xb") as file:
+        try:
+            file.write(bytes(_TRIED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        finally:
+            path.unlink()
 
 
 def require_space(directory: Path, n_bytes: int) -> None:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from hpc_dasgd import schema
-from hpc_dasgd.diskfaults import FAULTS, give_up
+from hpc_dasgd.diskfaults import FAULTS, give_up, try_out
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.unclosed import mark_closed
 
@@ -86,6 +86,7 @@ class LogFile:
     ):
         self.path, self.next_version = path, first_version
         self._first_version, self._every = first_version, versions_every
+        try_out(path)
         self._file = None
         self._growing: dict[tuple[str, schema.Column], h5py.Dataset] = {}
         self._n_whole: dict[str, int] = {}  # rows by group
@@ -102,8 +103,6 @@ class LogFile:
             self._make_groups(n_streams, paced)
             schema.attach_scales(self._file)
             self._file.swmr_mode = True  # from here on nothing but rows can be added
-        except FileExistsError:
-            raise
         except FAULTS as error:
             if self._file is not None:
                 give_up(self._file)
@@ -147,6 +146,7 @@ class LogFile:
     def close(self) -> None:
         """Close the file; does not fail."""
         try:
+            self._file.flush()  # after a failed close it could not be given up
             self._file.close()
         except FAULTS:
             self.abandon()
