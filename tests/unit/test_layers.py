@@ -71,11 +71,10 @@ FLOORS = {
 }
 WITHOUT_MPI = (
     *("analysis", "report", "objectives", "optimizers", "data", "runfile", "ranklog", "versions"),
-
-    *("recomputation", "logfile", "unclosed", "diskfaults", "generations", "rankfiles"),
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
-    *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "checkpoint", "signals"),
+    *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "recomputation"),
+    *("checkpoint", "signals"),
 )
 
 
