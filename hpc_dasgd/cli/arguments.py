@@ -37,7 +37,8 @@ def make_parser(program: str) -> _Parser:
         sub.set_defaults(run_command=run_command)
         return sub
 
-    for add in (_train, _watch, _report, _staleness, _bound, _replay, _compare, _plan, _convert, _doctor, _export):
+    on_runs = (_watch, _report, _staleness, _bound, _replay, _compare)
+    for add in (_train, *on_runs, _plan, _slurm, _convert, _doctor, _export):
         add(command)
     return parser
 
@@ -152,6 +153,34 @@ def _plan(command) -> None:
     )
     plan.add_argument("--seed", type=_whole, default=0, metavar="S", help="of the simulation (default %(default)s)")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _slurm(command) -> None:
+    slurm = command("slurm", commands.slurm, "prints a batch script for SLURM: srun, time limit, requeue")
+    slurm.add_argument("config", metavar="CONFIG.toml")
+    slurm.add_argument("--nodes", type=_positive(int), required=True, metavar="N")
+    slurm.add_argument(
+        "--ranks-per-node", type=_positive(int), metavar="P", help="(default one for each GPU of the node, else one)"
+    )
+    slurm.add_argument("--cores-per-rank", type=_positive(int), default=1, metavar="C", help="(default %(default)s)")
+    slurm.add_argument("--gpus-per-node", type=_positive(int), metavar="G", help="(default none)")
+    slurm.add_argument("--time", default="01:00:00", metavar="LIMIT", help="of one start (default %(default)s)")
+    slurm.add_argument(
+        "--mpi", default="site", help="mpich, intel, openmpi, cray, or site: what srun takes by itself (default)"
+    )
+    slurm.add_argument("--array", metavar="SEEDS", help="a job for each seed: 0-9, 1,5,7, or 0-99%%10 for ten at once")
+    slurm.add_argument("--partition", metavar="NAME")
+    slurm.add_argument("--account", metavar="NAME")
+    slurm.add_argument(
+        "--module", dest="modules", action="append", default=[], metavar="NAME", help="to load; may be repeated"
+    )
+    slurm.add_argument("--environment", metavar="DIR", help="the Python environment, with hpc-dasgd in DIR/bin")
+    slurm.add_argument(
+        "--no-requeue", dest="requeue", action="store_false", help="do not queue again what the time limit stopped"
+    )
+    slurm.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated"
+    )
 
 
 def _convert(command) -> None:

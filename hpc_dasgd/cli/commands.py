@@ -142,6 +142,17 @@ def plan(options) -> None:
     print(json.dumps(found) if options.json else planning.text(found))
 
 
+def slurm(options) -> None:
+    from dataclasses import fields
+
+    from hpc_dasgd.config import load_config
+    from hpc_dasgd.slurm import Job, script
+
+    config = load_config(options.config, options.set)
+    job = Job(**{field.name: getattr(options, field.name) for field in fields(Job)})
+    print(script(options.config, config, job, options.set), end="")
+
+
 def doctor(options) -> None:
     from pathlib import Path
 

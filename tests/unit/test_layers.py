@@ -43,6 +43,7 @@ FLOORS = {
     "straggler": 2,
     "launch": 1,
     "machine": 1,
+    "slurm": 1,
     "estimation": 2,
     "objectives": 2,
     "optimizers": 2,
@@ -75,6 +76,8 @@ WITHOUT_MPI = (
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
     *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "recomputation"),
     *("checkpoint", "signals"),
+
+    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert", "slurm"),
 )
 
 
