@@ -18,10 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("node1", "node2")
-NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "unshare")
+# What is started with this ends with the process that started it, however that ends.
+NAMESPACES = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "setpriv", "unshare")
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 # `cred_expire` is how long a requeued job waits: two minutes by default, five seconds at least.
 SETTINGS = """
@@ -173,7 +177,7 @@ class Cluster:
         while not condition():
             assert all(daemon.poll() is None for daemon in self._daemons), self.logs()
             assert time.monotonic() < end_s, self.logs()
-            time.sleep(0.1)
+            time.sleep(0.4)
 
     def logs(self) -> str:
         """The ends of all log files."""

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import OVER
 
 import hpc_dasgd
+from hpc_dasgd.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(300)
 N_RANKS = 4
 SETTINGS = """
 name = "quadratic"
@@ -15,10 +18,10 @@ name = "quadratic"
 kind = "quadratic"
 dimension = 10
 [budget]
-gradients = 2000
+gradients = 400
 [straggler]  # all ranks, so that a run takes seconds, on any machine
 ranks = [0, 1, 2, 3]
-delay_ms = 2.0
+delay_ms = 10.0
 """
 
 
@@ -53,6 +56,19 @@ class Jobs:
         ended = {name: job[name] for name in ("JobState", "ExitCode", "Restarts")}
         assert ended == {"JobState": "COMPLETED", "ExitCode": "0:0", "Restarts": str(n_restarts)}, self.output(job)
 
+    def wait_for_gradients(self, job_id, name):
+        """Wait until the run of a job has some."""
+
+        def some():
+            job = self.cluster.job(job_id)
+            assert job["JobState"] not in OVER, self.output(job)
+            try:
+                return self.run(name).counts.any()
+            except ConfigError:  # its files are not there yet
+                return False
+
+        self.cluster.wait(some)
+
     def output(self, job):
         return Path(job["StdOut"]).read_text()
 
@@ -75,7 +91,7 @@ def test_ranks_on_two_nodes_train_one_model(jobs, mpi):
     run = jobs.run(f"quadratic-{job_id}")
     assert run.status == "complete"
     assert list(run.attributes["hosts"]) == ["node1", "node1", "node2", "node2"]
-    assert run.counts.sum() >= 2000
+    assert run.counts.sum() >= 400
     # Without reading each other no rank would know of another's updates.
     assert all(versions[-1].all() for versions in run.versions)
 
@@ -92,9 +108,28 @@ def test_ranks_that_do_not_know_of_each_other_are_refused(jobs, mpi):
         assert jobs.runs() == []
 
 
-def test_an_array_trains_with_each_seed(jobs, mpi):
-    job_id = jobs.submit("--mpi", mpi, "--array", "3,5")
+def test_a_job_that_is_told_to_stop_goes_on_by_itself(jobs, mpi):
+    """As at its time limit: checkpoints, status 75, requeue, resume, to the end, in one run."""
+    job_id = jobs.submit("--mpi", mpi, "--set", "budget.gradients=2400")
+    name = f"quadratic-{job_id}"
+    jobs.wait_for_gradients(job_id, name)
+    jobs.cluster.signal(job_id, "USR1")
+    jobs.finished(job_id, n_restarts=1)
+    assert jobs.runs() == [name]
+    run = jobs.run(name)
+    assert (run.status, len(run.generations)) == ("complete", 2)
+    assert run.counts.sum() >= 2400
+
+
+def test_of_an_array_each_seed_trains_and_goes_on_by_itself(jobs, mpi):
+    """Told to stop is the job whose number is that of the array, too: the other must not be queued again with it."""
+    job_id = jobs.submit("--mpi", mpi, "--array", "3,5", "--set", "budget.gradients=2400")
+    for seed in (3, 5):  # a job of an array has its number when it has begun
+        jobs.wait_for_gradients(f"{job_id}_{seed}", f"quadratic-{job_id}-seed{seed}")
+    stopped = next(seed for seed in (3, 5) if jobs.cluster.job(f"{job_id}_{seed}")["JobId"] == job_id)
+    jobs.cluster.signal(f"{job_id}_{stopped}", "USR1")
     for seed in (3, 5):
-        jobs.finished(f"{job_id}_{seed}")
-    assert jobs.runs() == [f"quadratic-{job_id}-seed{seed}" for seed in (3, 5)]
-    assert [jobs.run(name).config.seed for name in jobs.runs()] == [3, 5]
+        jobs.finished(f"{job_id}_{seed}", n_restarts=int(seed == stopped))
+        run = jobs.run(f"quadratic-{job_id}-seed{seed}")
+        assert (run.config.seed, len(run.generations)) == (seed, 1 + (seed == stopped))
+    assert len(jobs.runs()) == 2
