@@ -9,6 +9,15 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _ECHO_S = 1.0  # Ctrl-C reaches a rank twice: from the terminal, and from its launcher
 
 
+def ignore() -> None:
+    """Let no signal change the exit status any more: all is written.
+
+    ``srun --kill-on-bad-exit`` ends the other ranks when the first one exits with 75, which they all are about to do.
+    """
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Signals:
     """While the context lasts, the first signal is noted, and a later one does what it did before.
 

@@ -12,8 +12,8 @@ from hpc_dasgd.rules import POSITIVE_INTEGER, Rule, one_of
 # What ``srun --mpi`` each MPI needs; "site" takes what the site has set.
 PMI = {"mpich": "pmi2", "intel": "pmi2", "openmpi": "pmix", "cray": "cray_shasta", "site": None}
 
+WAIT_S = 10  # for the other ranks, after the first one ended
 NOTICE_S = 120  # from the signal to the time limit; SLURM may send it up to a minute earlier
-WAIT_S = 30  # for the other ranks, after the first one ended
 
 _WORD = re.compile(r"[\w.,@:+/-]+", re.ASCII)
 _SEEDS = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", re.ASCII)
@@ -163,8 +163,8 @@ def _surroundings(name: str, job: Job) -> list[str]:
 
 def _step(path: str, job: Job, overrides: Iterable[str]) -> list[str]:
     lines = [
-        "# When a rank dies the others are ended soon after. --kill-on-bad-exit=1 would end them at once, also those",
-        "# that are just about to exit with 75 themselves, and this status would be lost.",
+        f"# When a rank dies the others are ended {WAIT_S} s later: there are checkpoints to go on from. (At once, as",
+        "# by --kill-on-bad-exit=1, would also end those that are about to exit with 75 or 2 themselves.)",
     ]
     if job.gpus_per_node:
         lines += [

@@ -115,6 +115,11 @@ def train(
         should end the job.
     """
     comm = launch.world() if comm is None else comm
+    with Signals() as signals:  # behind the start of MPI: Intel MPI fails with handlers that were there before
+        return _train(comm, signals, config, objective, data, overrides, run, resume, progress)
+
+
+def _train(comm, signals: Signals, config, objective, data, overrides, run, resume: bool, progress: bool) -> Result:
     rank = comm.rank
 
     # What to train, on what: the same on every rank, or the same error.
@@ -169,7 +174,7 @@ def train(
     quiet = np.errstate(over="ignore", invalid="ignore")
     bar = Progress(config.budget.gradients, progress and rank == 0)
     missed = 0
-    with log, quiet, bar, Signals() as signals:
+    with log, quiet, bar:
         while True:
             # Take in what the others have published, and see whether somebody ended the run.
             resumed_s = clock.now()

@@ -5,7 +5,7 @@ import math
 import shlex
 import sys
 
-from hpc_dasgd import launch
+from hpc_dasgd import launch, signals
 from hpc_dasgd.cli.status import DONE, FAILED, INTERRUPTED, PROGRAM, STOPPED, UsageError
 from hpc_dasgd.errors import ConfigError, ReplayError
 
@@ -17,6 +17,8 @@ def train(options) -> int:
     from hpc_dasgd.training import train
 
     result = train(options.config, comm=comm, overrides=options.set, run=options.run, resume=options.resume)
+    if result.signal:
+        signals.ignore()
     status = FAILED if result.missing else STOPPED if result.signal else DONE
     if comm.rank == 0:
         for text in result.missing:
@@ -29,7 +31,7 @@ def train(options) -> int:
         print(f"{f'stopped by {result.signal}' if result.signal else 'done'}: {work} ({rate:.0f}/s)")
         if result.stepsize_by != "settings":
             print(f"stepsize: {result.stepsize:.4g}, chosen by {result.stepsize_by}")
-        if reached:
+        if reached and not result.signal:
             print(f"reached: {', '.join(reached)} on the evaluation set")
         print(f"files: {result.run}")
         print(f"next: {again if result.signal else shlex.join([PROGRAM, 'report', str(result.run)])}")

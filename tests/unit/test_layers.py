@@ -75,9 +75,7 @@ WITHOUT_MPI = (
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
     *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "recomputation"),
-    *("checkpoint", "signals"),
-
-    *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert", "slurm"),
+    *("checkpoint", "signals", "slurm"),
 )
 
 

@@ -52,7 +52,7 @@ def test_a_script_asks_for_what_the_job_wants():
         "open-mode": "append",
     }
     options, command = step(text)
-    assert options == ["--mpi=pmi2", "--cpus-per-task=3", "--cpu-bind=cores", "--kill-on-bad-exit=0", "--wait=30"]
+    assert options == ["--mpi=pmi2", "--cpus-per-task=3", "--cpu-bind=cores", "--kill-on-bad-exit=0", "--wait=10"]
     assert command == ["hpc-dasgd", "train", "jobs/digits.toml", "--run", "$run", "--resume"]
     assert "\nexport OMP_NUM_THREADS=3 " in text
 
