@@ -125,6 +125,12 @@ class Run:
             read_gradients(stream, rank, self.generations, rows[self.rows(rank)])
         return rows
 
+    def n_ranks_at(self, moments: np.ndarray) -> np.ndarray:
+        """How many ranks there were at given moments, in seconds since the run began; those before all others."""
+        begun_s = [generation.begun_s for generation in self.generations]
+        place = np.searchsorted(begun_s, moments, side="right") - 1
+        return np.array([generation.n_ranks for generation in self.generations])[np.maximum(place, 0)]
+
     def rows(self, rank: int) -> slice:
         """Rows of `gradients` that are of `rank`."""
         end = int(self._ends[rank])
@@ -270,7 +276,7 @@ class Run:
     @cached_property
     def _staleness(self) -> Staleness:
         versions = self.version_rows()
-        return measure(self._by_rank("t_start_s"), self.order, versions, self.versions_every)
+        return measure(self._by_rank("t_start_s"), self.order, versions, self.versions_every, self.n_ranks_at)
 
     @cached_property
     def _ends(self) -> np.ndarray:

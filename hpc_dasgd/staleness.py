@@ -1,7 +1,7 @@
 """Staleness of a run's gradients, and between its models (``theory.md``, "Definitions")."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -106,7 +106,13 @@ class Staleness:
         ]
 
 
-def measure(starts: Sequence, order: Order, versions: Sequence, every: int) -> Staleness:
+def measure(
+    starts: Sequence,
+    order: Order,
+    versions: Sequence,
+    every: int,
+    n_ranks_at: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Staleness:
     """Compute the staleness of a run from its log.
 
     Parameters
@@ -116,9 +122,11 @@ def measure(starts: Sequence, order: Order, versions: Sequence, every: int) -> S
     order : Order
     versions, every
         As for `versions.causal_order`.
+    n_ranks_at : callable, optional
+        How many ranks there were at given moments; only they have models. All by default.
     """
     missed = missed_gradients(order, versions, every)
-    return Staleness(missed, order.counts, *_between(starts, versions, every))
+    return Staleness(missed, order.counts, *_between(starts, versions, every, n_ranks_at))
 
 
 def _moments(staleness: np.ndarray) -> dict:
@@ -132,7 +140,7 @@ def _moments(staleness: np.ndarray) -> dict:
     }
 
 
-def _between(starts: Sequence[np.ndarray], versions: Sequence, every: int) -> tuple[float, int]:
+def _between(starts: Sequence[np.ndarray], versions: Sequence, every: int, n_ranks_at) -> tuple[float, int]:
     """Mean and maximum staleness between two different models, at moments spread evenly over the run."""
     # A rank without gradients, such as a server that takes none, has no model that its log tells of.
     ranks = [rank for rank, times in enumerate(starts) if len(times)]
@@ -141,5 +149,12 @@ def _between(starts: Sequence[np.ndarray], versions: Sequence, every: int) -> tu
     n_moments = max(1, min(_MOMENTS, _PAIR_OPERATIONS // len(starts) ** 3))
     first, last = min(starts[rank][0] for rank in ranks), max(starts[rank][-1] for rank in ranks)
     moments = np.linspace(first, last, n_moments + 2)[1:-1]
-    pairs = np.array([between_models(replicas[ranks]) for replicas in replicas_at(moments, starts, versions, every)])
-    return float(pairs.sum() / (n_moments * len(ranks) * (len(ranks) - 1))), int(pairs.max())
+    total = n_pairs = largest = 0
+    n_ranks = np.full(n_moments, len(starts)) if n_ranks_at is None else n_ranks_at(moments)
+    for n_present, replicas in zip(n_ranks, replicas_at(moments, starts, versions, every), strict=True):
+        present = [rank for rank in ranks if rank < n_present]
+        between = between_models(replicas[present]) if present else np.zeros((0, 0), int)
+        total += int(between.sum())
+        n_pairs += len(present) * (len(present) - 1)
+        largest = max(largest, int(between.max(initial=0)))
+    return total / max(1, n_pairs), largest

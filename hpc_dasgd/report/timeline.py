@@ -72,8 +72,9 @@ def behind(run: Run, figure) -> None:
     ends = [run.gradients["t_end_s"][run.rows(rank)] for rank in range(run.n_ranks)]
     done = np.stack([np.searchsorted(times, moments, side="right") for times in ends], axis=-1)
     lacking = np.maximum(done[:, np.newaxis] - run.replicas(moments), 0).sum(axis=-1).T
-    # What a rank held after its last gradient is not in its log.
-    over = [moments > times[-1] if times.size else np.full(moments.size, True) for times in ends]
+    # What a rank held after its last gradient is not in its log; in some generations there may be none of that number.
+    over = np.stack([moments > times[-1] if times.size else np.full(moments.size, True) for times in ends])
+    over |= np.arange(run.n_ranks)[:, np.newaxis] >= run.n_ranks_at(moments)
     means = np.ma.masked_where(over, lacking).reshape(run.n_ranks, n_bins, -1).mean(axis=-1)
     low, high = (float(means.min()), float(means.max())) if means.count() else (0.0, 0.0)
     wide = high > 20 * max(1, low)

@@ -53,7 +53,7 @@ def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
 def measured(run, every=1):
     """The staleness of a schedule of which every `every`-th vector is known."""
     versions = [vectors[::every] for vectors in run.versions]
-    return measure(run.start, causal_order(run.end, versions, every), versions, every)
+    return measure(run.start, causal_order(run.end, versions, every), versions, every, getattr(run, "n_ranks_at", None))
 
 
 def write_run(
@@ -126,7 +126,12 @@ def resumed(runs, kept=None):
             versions[rank].append(np.minimum(vectors, after))
         begun_s = max(begun_s, *(times[-1][-1] for times in end if times and times[-1].size)) + 0.25
         before = after
+
+    def n_ranks_at(moments):
+        return np.array([runs[sum(moment >= begin for begin in begins) - 1].n_ranks for moment in moments])
+
     return SimpleNamespace(
+        n_ranks_at=n_ranks_at,
         start=[np.concatenate([np.empty(0), *times]) for times in start],
         end=[np.concatenate([np.empty(0), *times]) for times in end],
         versions=[np.concatenate([np.empty((0, n_streams)), *rows]).astype(np.uint32) for rows in versions],

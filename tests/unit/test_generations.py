@@ -355,3 +355,15 @@ def test_pace_goes_on(tmp_path):
     assert open_run(tmp_path).pace.tolist() == [
         (0, 0.5, 3, 2, 0.25), (0, 1.5, 13, 3, 0.25), (0, 2.5, 13, 3, 0.25),
     ]  # fmt: skip
+
+
+def test_only_ranks_that_there_are_have_models(tmp_path):
+    """Of four ranks, then one, then three again: those that wait are not far behind, they are not there."""
+    synthetic.write_generations(
+        tmp_path,
+        [synthetic.schedule(4, 30, seed=1), synthetic.schedule(1, 200, seed=2), synthetic.schedule(3, 30, seed=3)],
+    )
+    run = open_run(tmp_path)
+    begun_s = [generation.begun_s for generation in run.generations]
+    assert run.n_ranks_at(np.array([-1.0, begun_s[1], begun_s[2] - 1e-6, begun_s[2], 1e9])).tolist() == [4, 1, 1, 3, 3]
+    assert run.staleness().between_max < 60
