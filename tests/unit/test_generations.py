@@ -72,6 +72,8 @@ def test_staleness_of_a_run_cut_at_random_is_that_of_the_whole(tmp_path, seed):
     expected = synthetic.write_generations(tmp_path / "cut", runs, every=every)
     synthetic.write_run(tmp_path / "whole", expected, every)
     found = [open_run(tmp_path / name).staleness().as_dict() for name in ("cut", "whole")]
+    for one in found:
+        del one["between_models"]  # in one generation all ranks are there all the time
     assert found[0] == found[1]
 
 
