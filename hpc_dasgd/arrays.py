@@ -33,6 +33,19 @@ def select(kind):
     return numpy
 
 
+def gpus():
+    """Return the names of the GPUs that CuPy sees; None where there is no CuPy."""
+    try:
+        import cupy
+    except ImportError:
+        return None
+    try:
+        n_devices = cupy.cuda.runtime.getDeviceCount()
+        return [cupy.cuda.runtime.getDeviceProperties(device)["name"].decode() for device in range(n_devices)]
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return []
+
+
 def namespace(array):
     """Return the array namespace of `array`; NumPy where it does not say (NumPy 1.26)."""
     describe = getattr(array, "__array_namespace__", None)

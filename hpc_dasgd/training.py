@@ -17,7 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import arrays, exchange, launch, optimizers, problem, ranklog, rundirectory, schema, stepsize, straggler
+from hpc_dasgd import (
+    arrays,
+    doctor,
+    exchange,
+    launch,
+    optimizers,
+    problem,
+    ranklog,
+    rundirectory,
+    schema,
+    stepsize,
+    straggler,
+)
 from hpc_dasgd import resume as resuming
 from hpc_dasgd.clock import Clock
 from hpc_dasgd.config import BudgetConfig, Config, load_config
@@ -121,6 +133,10 @@ def train(
 
 def _train(comm, signals: Signals, config, objective, data, overrides, run, resume: bool, progress: bool) -> Result:
     rank = comm.rank
+
+    warnings = doctor.warnings(comm)
+    for text in warnings if progress and rank == 0 else ():
+        launch.warn(text)
 
     # What to train, on what: the same on every rank, or the same error.
     config = launch.agreed(comm, lambda: load_config(config, overrides))

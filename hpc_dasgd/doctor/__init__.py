@@ -15,7 +15,7 @@ import numpy as np
 from hpc_dasgd import schema
 from hpc_dasgd.doctor import checks
 from hpc_dasgd.doctor.checks import Check
-from hpc_dasgd.doctor.measurements import measure
+from hpc_dasgd.doctor.measurements import Measurements, look_around, measure
 
 
 def examine(comm, directory: Path) -> list[Check]:
@@ -32,18 +32,18 @@ def examine(comm, directory: Path) -> list[Check]:
     checks : list of Check
         The same on all ranks but for the network's, which rank 0 alone has.
     """
-    from mpi4py import MPI
-
-    library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
     found = measure(comm)
-    path = _loaded_mpi()
     return [
-        checks.launch_check(found),
-        checks.library_check(library, path, path.startswith(sys.prefix), "SLURM_JOB_ID" in os.environ),
-        checks.cores_check(found),
-        *checks.window_checks(found, library),
+        *_launch_checks(found),
+        *checks.window_checks(found, _library()),
         *([checks.disk_check(str(directory), *_try_files(directory))] if comm.rank == 0 else []),
     ]
+
+
+def warnings(comm) -> list[str]:
+    """What a run should be warned of when it starts, without measuring anything. Collective over `comm`."""
+    found = _launch_checks(look_around(comm))
+    return [f"{each.check}: {each.detail}: {each.remedy}" for each in found if each.status != checks.OK]
 
 
 def text(found: list[Check]) -> str:
@@ -54,6 +54,22 @@ def text(found: list[Check]) -> str:
         if each.remedy:
             lines.append(f"{'':6} -> {each.remedy}")
     return "\n".join(lines)
+
+
+def _launch_checks(found: Measurements) -> list[Check]:
+    path = _loaded_mpi()
+    return [
+        checks.launch_check(found),
+        checks.library_check(_library(), path, path.startswith(sys.prefix), "SLURM_JOB_ID" in os.environ),
+        checks.cores_check(found),
+        *checks.gpu_checks(found),
+    ]
+
+
+def _library() -> str:
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
 
 
 def _loaded_mpi() -> str:

@@ -76,6 +76,26 @@ def cores_check(found: Measurements) -> Check:
     return Check("cores", SLOW, detail, "set OMP_NUM_THREADS to the cores of a rank, or to 1")
 
 
+def gpu_checks(found: Measurements) -> list[Check]:
+    """Which GPUs ranks can use, and how many ranks share one; nothing where there is none."""
+    ranks_of_nodes = Counter(found.nodes)
+    # The worst first.
+    for rank, (n_devices, names) in enumerate(found.gpus):
+        host = found.hosts[rank]
+        if n_devices and names is None:
+            detail = f"{_count(n_devices, 'GPU')} on {host}, and no CuPy that could use them"
+            return [Check("GPUs", SLOW, detail, "install cupy for the CUDA of the node, as cupy-cuda13x")]
+        if n_devices and not names:
+            return [Check("GPUs", WRONG, f"CuPy sees none of {_count(n_devices, 'GPU')} on {host}", "see nvidia-smi")]
+    for rank, (_, names) in enumerate(found.gpus):
+        n_ranks = ranks_of_nodes[found.nodes[rank]]
+        if names and n_ranks > len(names):
+            detail = f"{n_ranks} ranks share {_count(len(names), 'GPU')} of {found.hosts[rank]} ({names[0]})"
+            return [Check("GPUs", SLOW, detail, "start one rank for each GPU")]
+    names = found.gpus[0].names
+    return [Check("GPUs", OK, f"one or more for each rank ({', '.join(sorted(set(names)))})")] if names else []
+
+
 def window_checks(found: Measurements, library: str) -> list[Check]:
     """Memory model, speed, progress without the target, and whole reads; for each kind of link there is."""
     if found.window_error:

@@ -3,11 +3,13 @@
 import os
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from hpc_dasgd import launch, machine
+from hpc_dasgd import arrays, launch, machine
 from hpc_dasgd.errors import WindowError
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
 from hpc_dasgd.window.memory import WindowMemory
@@ -53,6 +55,15 @@ class Link:
     n_torn: int
 
 
+class Gpus(NamedTuple):
+    """What a rank sees of the GPUs of its node."""
+
+    n_devices: int
+    """That the driver shows."""
+    names: list[str] | None
+    """Of those that CuPy can use; None without CuPy."""
+
+
 @dataclass(frozen=True)
 class Measurements:
     """What was found out about this launch; links on rank 0 alone.
@@ -68,6 +79,8 @@ class Measurements:
         Different ones that the ranks of a node may run on.
     blas_threads : list of str
         As each rank's environment asks.
+    gpus : list of Gpus
+        Of each rank.
     window_error : str
         Why there are no windows; empty where there are.
     links : list of Link
@@ -79,20 +92,29 @@ class Measurements:
     cores: list[int]
     cores_of_nodes: dict[int, int]
     blas_threads: list[str]
+    gpus: list[Gpus]
     window_error: str = ""
     links: list[Link] = field(default_factory=list)
 
 
+def look_around(comm) -> Measurements:
+    """Find out about the launch alone, which takes no time."""
+    nodes = launch.nodes(comm)
+    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return Measurements(
+        nodes=nodes,
+        hosts=comm.allgather(platform.node()),
+        cores=comm.allgather(len(os.sched_getaffinity(0))),
+        cores_of_nodes=dict(zip(nodes, launch.cores(comm), strict=True)),
+        blas_threads=[described["blas_threads"] for described in comm.allgather(machine.describe())],
+        gpus=comm.allgather(Gpus(devices, arrays.gpus() if devices else None)),
+    )
+
+
 def measure(comm) -> Measurements:
     """Find out about the launch and the network; takes some seconds."""
-    nodes = launch.nodes(comm)
-    found = {
-        "nodes": nodes,
-        "hosts": comm.allgather(platform.node()),
-        "cores": comm.allgather(len(os.sched_getaffinity(0))),
-        "cores_of_nodes": dict(zip(nodes, launch.cores(comm), strict=True)),
-        "blas_threads": [described["blas_threads"] for described in comm.allgather(machine.describe())],
-    }
+    found = look_around(comm)
+    nodes = found.nodes
     links = []
     try:
         for same_node in (True, False):
@@ -100,8 +122,8 @@ def measure(comm) -> Measurements:
             if targets:
                 links.append(_measure_link(comm, targets[0], same_node))
     except WindowError as error:
-        return Measurements(**found, window_error=str(error))
-    return Measurements(**found, links=[link for link in links if link is not None])
+        return replace(found, window_error=str(error))
+    return replace(found, links=[link for link in links if link is not None])
 
 
 def _measure_link(comm, target: int, same_node: bool) -> Link | None:
