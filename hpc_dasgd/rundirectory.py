@@ -58,7 +58,7 @@ def create(directory: Path, config: Config, started: Mapping, objective, start: 
         If the directory holds a run that was not resumed, or cannot be written to.
     """
     if start.generation == 0 and checkpoint.paths(directory):
-        raise ConfigError(f"`--run` must be a directory that holds no checkpoints yet, got {directory}")
+        raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
     import mpi4py
     from mpi4py import MPI
 

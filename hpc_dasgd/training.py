@@ -134,10 +134,6 @@ def train(
 def _train(comm, signals: Signals, config, objective, data, overrides, run, resume: bool, progress: bool) -> Result:
     rank = comm.rank
 
-    warnings = doctor.warnings(comm)
-    for text in warnings if progress and rank == 0 else ():
-        launch.warn(text)
-
     # What to train, on what: the same on every rank, or the same error.
     config = launch.agreed(comm, lambda: load_config(config, overrides))
     xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
@@ -180,6 +176,10 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     first_version = int(start.versions_before[rank])
     delays_s = straggler.delays_s(config, rank)
     done_s = pushed_s = begun_s = start.begun_s
+    warnings = doctor.warnings(comm)
+    for text in warnings if progress and rank == 0 else ():
+        launch.warn(text)
+
     # From here on the checkpoints of this generation count.
     checkpoints = launch.agreed(
         comm, lambda: Checkpoints(directory, config, start, replicas, optimizer, log, launch.warn)

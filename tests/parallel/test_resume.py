@@ -244,7 +244,7 @@ def test_a_run_is_never_overwritten_and_resume_needs_to_know_where(train_on, com
         for path in run.glob("rank_*.h5"):
             path.unlink()
     comm.Barrier()
-    with pytest.raises(hpc_dasgd.ConfigError, match="holds no checkpoints yet"):
+    with pytest.raises(hpc_dasgd.ConfigError, match="holds no run yet"):
         hpc_dasgd.train(settings(100), comm=comm, run=run, resume=True)
 
 
