@@ -138,8 +138,21 @@ class Run:
 
     @cached_property
     def evaluation(self) -> np.ndarray:
-        """Evaluations of rank 0's replica: structured, `schema.EVALUATION_COLUMNS`."""
-        return read_events(self._streams[0], self.generations, "evaluation", schema.EVALUATION_COLUMNS)
+        """Evaluations of rank 0's replica, after its death of the lowest that lives: structured,
+        `schema.EVALUATION_COLUMNS`.
+        """
+        parts = []
+        for rank, stream in enumerate(self._streams):
+            parts.append(read_events(stream, self.generations, "evaluation", schema.EVALUATION_COLUMNS))
+            if rank not in self.died:
+                break
+        rows = np.concatenate(parts)
+        return rows[np.argsort(rows["t_s"], kind="stable")]
+
+    @property
+    def died(self) -> list[int]:
+        """Ranks that died, in any generation, while the others went on."""
+        return sorted({rank for generation in self.generations for rank in generation.attributes.get("died", [])})
 
     @cached_property
     def pace(self) -> np.ndarray | None:
@@ -377,6 +390,9 @@ def _warnings_of(attributes: dict) -> list[str]:
         warnings.append("stopped by a signal; go on with --resume")
     elif attributes["status"] != "complete":
         warnings.append("the run is not complete: it is going on, or was killed")
+    if attributes.get("died"):
+        ranks = ", ".join(map(str, attributes["died"]))
+        warnings.append(f"ranks {ranks} died and the others went on: the last gradients of those may be missing")
     if exchange.get("kind") == "none":
         warnings.append("`exchange.kind` is none: staleness between independent models means nothing")
     if exchange.get("kind") == "read" and exchange.get("consistency") == "elementwise":

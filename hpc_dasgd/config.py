@@ -94,6 +94,8 @@ class ExchangeConfig:
     fan_out: int = _setting(2, POSITIVE_INTEGER, "tree: children of a rank on its node, and of a node")
     degree: int = _setting(4, POSITIVE_INTEGER, "random-regular: ranks that each rank reads")
     mixing: str = _setting("average", one_of("average", "push-sum"), "gossip: how replicas are mixed")
+    survive: bool = _setting(False, BOOLEAN, "read: go on without ranks that died, where the launcher lets them")
+    heartbeat_timeout_s: float = _setting(10.0, POSITIVE, "survive: a rank without a heartbeat for so long is dead")
     server_rank: int = _setting(0, RANK, "server: the rank that holds the model")
     server_computes: bool = _setting(True, BOOLEAN, "server: whether that rank takes gradients too")
 
@@ -220,6 +222,8 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"`exchange.kind` must be one of {allowed} with `optimizer.schedule` {schedule}, got {kind}")
     if config.optimizer.stepsize == "bound":
         _check_bound(config)
+    if config.exchange.survive and kind != "read":
+        raise ConfigError(f"`exchange.kind` must be read with `exchange.survive` = true, got {kind}")
     if kind == "allreduce" and config.exchange.every != 1:
         raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {config.exchange.every!r}")
 

@@ -28,5 +28,9 @@ class TrainingError(HpcDasgdError, RuntimeError):
     """Training cannot go on: a loss or gradient is not finite (exit status 1)."""
 
 
+class LeftBehindError(HpcDasgdError, RuntimeError):
+    """The other ranks took this one for dead, and ended the run without it (exit status 1, of this rank alone)."""
+
+
 class ReplayError(HpcDasgdError):
     """A run and its replay do not agree."""

@@ -1,6 +1,7 @@
 """Evaluating a replica now and then."""
 
 import math
+from collections.abc import Callable
 
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset
@@ -10,23 +11,31 @@ PIECE_ROWS = 4096
 
 
 class Evaluation:
-    """Evaluates a replica when due, and logs what came out."""
+    """Evaluates a replica when due, and logs what came out.
 
-    def __init__(self, objective, data: Dataset | None, config: Config, log, evaluates: bool):
-        self._evaluate = getattr(objective, "evaluate", None) if evaluates else None
+    `evaluates` says whether it is on this rank to evaluate, which may change when ranks die.
+    """
+
+    def __init__(self, objective, data: Dataset | None, config: Config, log, evaluates: Callable[[], bool]):
+        self._evaluate, self._evaluates = getattr(objective, "evaluate", None), evaluates
         self._data, self._config, self._log = data, config, log
         self._next_s = 0.0
         self.loss = self.accuracy = math.nan
 
     def due(self, now_s: float) -> bool:
-        return self._evaluate is not None and now_s >= self._next_s
+        if self._evaluate is None or now_s < self._next_s:
+            return False
+        evaluates = self._evaluates()
+        if not evaluates:  # to be asked again when it would be time
+            self._next_s = now_s + self._config.log.evaluate_every_s
+        return evaluates
 
     def run(self, replicas, now_s: float, consensus_distance: float | None = None) -> bool:
         """Evaluate now; True where the target loss is reached.
 
         The consensus distance is asked of `replicas` where it is not given.
         """
-        if self._evaluate is None:
+        if self._evaluate is None or not self._evaluates():
             return False
         self._next_s = now_s + self._config.log.evaluate_every_s
         metrics = self._metrics(replicas.parameters)

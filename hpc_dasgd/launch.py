@@ -3,6 +3,7 @@
 The only mention of ``COMM_WORLD``. Importing this starts nothing; `world` starts MPI.
 """
 
+import atexit
 import os
 import platform
 import sys
@@ -61,10 +62,27 @@ def world():
     set_environment_defaults()
     if "mpi4py.MPI" not in sys.modules:
         mpi4py.rc.thread_level = "funneled"  # one thread calls MPI; a higher level costs locks in every call
+        mpi4py.rc.finalize = False
+        atexit.register(_finalize)
     from mpi4py import MPI
 
     check_size(MPI.COMM_WORLD.Get_size(), os.environ)
     return MPI.COMM_WORLD
+
+
+def forgo_finalize() -> None:
+    """End this process, when it ends, without ``MPI_Finalize``, which would wait for ranks that died.
+
+    Without effect where the caller had imported ``mpi4py.MPI`` before; it may set ``mpi4py.rc.finalize`` itself.
+    """
+    atexit.unregister(_finalize)
+
+
+def _finalize() -> None:
+    if mpi_runs():
+        from mpi4py import MPI
+
+        MPI.Finalize()
 
 
 def check_size(n_ranks: int, environ: Mapping[str, str]) -> None:

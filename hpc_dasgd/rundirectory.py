@@ -135,18 +135,20 @@ def end(directory: Path, replicas, last: LastWords, settled, start: Start, secon
     words = replicas.allgather(last)
     present = [each for each in words if each is not None]
     summary = _summarize(words, present, replicas, settled, start, seconds) | {"signal": stopped}
-    writer, problem = present[0], []
-    if writer.rank == last.rank:
-        try:
-            if stopped:
-                runfile.stop_run(directory, attributes=summary)
-            else:
-                runfile.complete_run(directory, final=replicas.parameters, attributes=summary)
-        except (ConfigError, OSError) as error:
-            what = "how the run ended" if stopped else "the final parameters"
-            problem = [f"{what}, in {directory / schema.RUN_FILE}: {schema.reason(error)}"]
-    missing = [text for each in present for text in each.missing]
-    missing += [text for texts in replicas.allgather(problem) if texts for text in texts]
+    for writer in present:  # should one die over it, the next
+        problem = []
+        if writer.rank == last.rank:
+            try:
+                if stopped:
+                    runfile.stop_run(directory, attributes=summary)
+                else:
+                    runfile.complete_run(directory, final=replicas.parameters, attributes=summary)
+            except ConfigError as error:
+                problem = [f"{'how the run ended' if stopped else 'the final parameters'}: {error}"]
+        answers = replicas.allgather(problem)
+        if answers[writer.rank] is not None:
+            break
+    missing = [text for each in present for text in each.missing] + answers[writer.rank]
     return Ending(summary["gradients"], writer.loss, writer.accuracy, missing)
 
 
@@ -172,6 +174,7 @@ def _summarize(
     return {
         "gradients": start.gradients + sum(made),
         "seconds": seconds,
+        "died": np.array(replicas.died, np.int64),
         "drift": settled.drift,
         "dropped_reads": sum(each.dropped_reads for each in present),
         "consensus_distance": settled.consensus_distance,

@@ -21,6 +21,8 @@ def ignore() -> None:
 class Signals:
     """While the context lasts, the first signal is noted, and a later one does what it did before.
 
+    One that was ignored stays ignored.
+
     Python hands signals to the main thread: in any other this does nothing.
 
     Attributes
@@ -36,7 +38,8 @@ class Signals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in ASKING}
+            heard = (number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:

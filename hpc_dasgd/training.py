@@ -58,7 +58,8 @@ class Result:
     seconds : float
         From the first step to the last of this rank.
     loss, accuracy : float
-        On the evaluation set, of rank 0's final parameters; nan where the objective does not say.
+        On the evaluation set, of the final parameters of rank 0, or the lowest rank that lives; nan where the
+        objective does not say.
     drift : float
         See `exchange.interface.Settled`.
     stepsize : float
@@ -69,6 +70,8 @@ class Result:
         Name of the signal that stopped the run early, with a checkpoint of every rank written; else empty.
     missing : list of str
         What should be in files and is not, on any rank; empty where all is well.
+    died : tuple of int
+        Ranks without which the others went on (``exchange.survive``), ascending.
     """
 
     parameters: np.ndarray
@@ -82,6 +85,7 @@ class Result:
     stepsize_by: str
     signal: str = ""
     missing: list[str] = field(default_factory=list)
+    died: tuple[int, ...] = ()
 
 
 def train(
@@ -125,6 +129,8 @@ def train(
     TrainingError
         On the rank that met a loss or gradient that is not finite. The other ranks go on, so the caller
         should end the job.
+    LeftBehindError
+        On a rank that the others took for dead (``exchange.survive``), once they have ended without it.
     """
     comm = launch.world() if comm is None else comm
     with Signals() as signals:  # behind the start of MPI: Intel MPI fails with handlers that were there before
@@ -170,7 +176,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     )
 
     replicas = exchange.make(config.exchange, comm, start.x0, config.seed)
-    evaluation = Evaluation(objective, data, config, log, evaluates=rank == 0)
+    evaluation = Evaluation(objective, data, config, log, evaluates=lambda: replicas.leads)
     gradient = np.zeros_like(replicas.parameters)
     held = replicas.versions.copy()
     first_version = int(start.versions_before[rank])
@@ -257,7 +263,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         dropped_reads=settled.dropped_reads,
         transferred_bytes=replicas.transferred_bytes,
         clock_offset_s=clock.offset_s,
-        clock_drift_s=clock.drift_s(),
+        clock_drift_s=0.0 if config.exchange.survive else clock.drift_s(),  # which would wait for ranks that died
         clock_error_s=clock.error_s,
         checkpoint_stall_s=checkpoints.longest_stall_s,
         loss=evaluation.loss,
@@ -265,7 +271,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         missing=log.missing + checkpoints.missing,
     )
     ending = rundirectory.end(directory, replicas, last, settled, start, seconds, stopped)
-    final = replicas.parameters
+    final, died = replicas.parameters, replicas.died
     replicas.free()
     return Result(
         parameters=final,
@@ -279,6 +285,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         stepsize_by=f"bound {json.loads(chosen)['bound']}" if chosen else "settings",
         signal=stopped,
         missing=ending.missing,
+        died=died,
     )
 
 

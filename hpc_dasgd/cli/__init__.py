@@ -11,7 +11,7 @@ import traceback
 from hpc_dasgd import launch
 from hpc_dasgd.cli.arguments import make_parser
 from hpc_dasgd.cli.status import DONE, FAILED, PROGRAM, WRONG, UsageError
-from hpc_dasgd.errors import ConfigError, HpcDasgdError
+from hpc_dasgd.errors import ConfigError, HpcDasgdError, LeftBehindError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
                 launch.wait_to_exit()
             return WRONG
         return _fail(f"error: {error}")
+    except LeftBehindError as error:
+        # The other ranks ended, or are about to, and are not to be disturbed.
+        _say(f"error: {error}")
+        return FAILED
     except HpcDasgdError as error:
         return _fail(f"error: {error}")
     except BrokenPipeError:
@@ -52,8 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str) -> int:
     """Say what happened on this rank, and end the other ranks too, which would wait for this one for ever."""
     try:
-        print(f"{PROGRAM}: {launch.where()}{message}", file=sys.stderr, flush=True)
+        _say(message)
     finally:
         if not launch.alone():
             launch.abort(FAILED)
     return FAILED
+
+
+def _say(message: str) -> None:
+    print(f"{PROGRAM}: {launch.where()}{message}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ def train(options) -> int:
     if result.signal:
         signals.ignore()
     status = FAILED if result.missing else STOPPED if result.signal else DONE
-    if comm.rank == 0:
+    if comm.rank == next(rank for rank in range(comm.size) if rank not in result.died):
         for text in result.missing:
             print(f"{PROGRAM}: missing: {text}", file=sys.stderr)
         again = shlex.join([PROGRAM, "train", options.config, "--run", str(result.run), "--resume"])
@@ -29,13 +29,15 @@ def train(options) -> int:
         reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
         work = f"{result.gradients} gradients on {comm.size} ranks in {result.seconds:.1f} s"
         print(f"{f'stopped by {result.signal}' if result.signal else 'done'}: {work} ({rate:.0f}/s)")
+        if result.died:
+            print(f"died: {', '.join(f'rank {rank}' for rank in result.died)}; the others went on")
         if result.stepsize_by != "settings":
             print(f"stepsize: {result.stepsize:.4g}, chosen by {result.stepsize_by}")
         if reached and not result.signal:
             print(f"reached: {', '.join(reached)} on the evaluation set")
         print(f"files: {result.run}")
         print(f"next: {again if result.signal else shlex.join([PROGRAM, 'report', str(result.run)])}")
-    if status != DONE:
+    if status != DONE and not result.died:
         launch.wait_to_exit()
     return status
 

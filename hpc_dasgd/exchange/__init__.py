@@ -21,6 +21,7 @@ def make(config: ExchangeConfig, comm, x0, seed: int = 0) -> Exchange:
             consistency=config.consistency,
             every=every,
             reads_in_flight=config.reads_in_flight,
+            heartbeat_timeout_s=config.heartbeat_timeout_s if config.survive else None,
         )
     if config.kind == "accumulate":
         from hpc_dasgd.exchange.accumulate import AccumulateExchange

@@ -29,7 +29,7 @@ class Settled(NamedTuple):
 
     drift: float
     """Largest difference over ranks and elements between the replicas as they were and the final one: rounding,
-    where the exchange brings every update to every replica."""
+    where the exchange brings every update to every replica; nan where they did not hold all of them."""
     dropped_reads: int
     """Reads of this rank that were dropped because the owner had published too much meanwhile."""
     consensus_distance: float = math.nan
@@ -106,6 +106,16 @@ class Exchange(ABC):
     def contribution(self) -> np.ndarray:
         """What a checkpoint of this rank has to hold, shape (n_params,); not a copy. Between two steps."""
         return self.parameters
+
+    @property
+    def died(self) -> tuple[int, ...]:
+        """Ranks without which the others have gone on, ascending, as far as this rank knows."""
+        return ()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is the lowest that lives, as far as it knows."""
+        return self.comm.rank == next(rank for rank in range(self.comm.size) if rank not in self.died)
 
     def missed(self, held: np.ndarray) -> int:
         """Staleness of a gradient taken at `held`, as known here and now: during its `push`, or later."""

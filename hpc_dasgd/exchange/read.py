@@ -8,20 +8,29 @@ eleven: every update arrives exactly once, whatever the timing.
 On the complete overlay every rank is a neighbour and shows its contribution. On a tree it shows each
 neighbour the partial sum of its own side of the edge between them (`partial_sums`): an all-reduce by reading
 that never waits.
+
+To survive the death of ranks, each shows its contribution on a channel of its own on every overlay. A rank on a
+tree that hears of a death leaves the tree for the complete overlay. Its replica stays what it is, but for own
+updates, until all contributions have been read that were in it; from then on the replica is their sum.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from hpc_dasgd import topology
+from hpc_dasgd.errors import TrainingError
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader, count_missed
+from hpc_dasgd.exchange.survival import Survivors
 from hpc_dasgd.partial_sums import merge_versions, sum_edges, sum_replica
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 COMPLETE_SLOTS, TREE_SLOTS = 3, 2
+LAST_READ_S = 60.0  # for what a rank that died has published
 _TOWARD_TAG = 103
 
 
@@ -50,7 +59,8 @@ class ReadExchange(Exchange):
 
     Memory, in the same unit: on the complete overlay replica 1, slots 3, seen ``n_ranks - 1``, buffers
     `reads_in_flight`; on a tree replica 1, contribution 1, slots ``2 D``, seen `D`, buffers
-    `reads_in_flight`.
+    `reads_in_flight`. To survive, an inner rank of a tree has slots ``2 D + 2`` and no other contribution; once it
+    has left the tree there come seen and buffers as on the complete overlay, and it gives nothing back.
 
     Parameters
     ----------
@@ -67,6 +77,8 @@ class ReadExchange(Exchange):
         Neighbours read at once on networks where a read takes longer than a step.
     request_reads : bool, optional
         See `WindowMemory`.
+    heartbeat_timeout_s : float, optional
+        See `Survivors`. None: the death of a rank is not survived.
     """
 
     combines = "sum"
@@ -81,21 +93,26 @@ class ReadExchange(Exchange):
         every=1,
         reads_in_flight=1,
         request_reads=None,
+        heartbeat_timeout_s: float | None = None,
     ):
         super().__init__(comm, x0, every)
         rank, n_ranks = comm.rank, comm.size
+        survives = heartbeat_timeout_s is not None
         if tree is None:
             ranks, n_versions, n_slots, self._own_entry = topology.complete(rank, n_ranks), 1, COMPLETE_SLOTS, 0
             channels_read = [0] * len(ranks)
         else:
             ranks, n_versions, n_slots, self._own_entry = tree(rank), n_ranks, TREE_SLOTS, rank
-            channels_read = [tree(other).index(rank) for other in ranks]
-        # Where nothing that was read is shown on, the one channel's newest slot is the contribution itself.
-        self._shows_own = tree is None or len(ranks) < 2
-        n_channels = 1 if self._shows_own else len(ranks)
+            n_before = [int(survives and len(tree(other)) > 1) for other in ranks]
+            channels_read = [before + tree(other).index(rank) for other, before in zip(ranks, n_before, strict=True)]
+        # Where nothing that was read is shown on, one channel shows the contribution to all; to survive, so does
+        # the first of several. Its newest slot is the contribution itself.
+        n_edges = 0 if tree is None or len(ranks) < 2 else len(ranks)
+        self._shows_own = survives or not n_edges
+        n_channels = self._shows_own + n_edges
         self._window = PublicationWindow(comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads)
         self._pacers = [Pacer() for _ in self._window.channels]
-        pacers = self._pacers * len(ranks) if self._shows_own else self._pacers
+        pacers = self._pacers[self._shows_own :] or self._pacers * len(ranks)
         self._neighbours = [
             Neighbour(other, channel, self._window.buffer(), pacer)
             for other, channel, pacer in zip(ranks, channels_read, pacers, strict=True)
@@ -109,6 +126,10 @@ class ReadExchange(Exchange):
         start = next((other.seen.payload for other in self._neighbours if other.rank == toward), self._own)
         start[:] = x0
         self._version = 0
+        self._survivors = Survivors(comm, self._window, heartbeat_timeout_s) if survives else None
+        self._on_tree, self._mends = tree is not None, False
+        self._left = []  # neighbours on the tree that was left; their reads may be under way
+        self._stuck = []  # neighbours that died while they were read
 
     @property
     def transferred_bytes(self) -> int:
@@ -119,8 +140,17 @@ class ReadExchange(Exchange):
         """The sum of the own updates, on rank 0 with ``x_0``."""
         return self._own
 
+    @property
+    def died(self) -> tuple[int, ...]:
+        return () if self._survivors is None else tuple(sorted(self._survivors.died))
+
+    def allgather(self, value) -> list:
+        return super().allgather(value) if self._survivors is None else self._survivors.allgather(value)
+
     def pull(self) -> None:
         """Read on, as far as it goes without waiting, and sum the replica anew where news came."""
+        if self._survivors is not None:
+            self._look_for_deaths()
         if self.exchanging and any(self._take_in()):
             self._sum_replica()
 
@@ -132,7 +162,9 @@ class ReadExchange(Exchange):
         self._version += 1
         self.versions[self.comm.rank] = self._version
         self._window.set_word(Word.VERSION, self._version)
-        self._publish([exchanges and pacer.due() for pacer in self._pacers], update)
+        due = [exchanges and pacer.due() for pacer in self._pacers]
+        due[0] |= self._shows_own and any(due)  # what an edge shows is always to be had from its owner too
+        self._publish(due, update)
 
     def missed(self, held: np.ndarray) -> int:
         """Count the others' updates beyond `held`, as far as this rank has heard of them."""
@@ -146,8 +178,12 @@ class ReadExchange(Exchange):
     def settle(self) -> Settled:
         """Read and show on until every rank holds every update; rank 0's sum of them is then everybody's.
 
-        Sums of the same contributions differ in their last bits, by the order in which ranks take them.
+        Sums of the same contributions differ in their last bits, by the order in which ranks take them. To survive,
+        each sums them up itself, in the order of ranks, and no other waits for one that died.
         """
+        if self._survivors is not None:
+            self._publish([True] * len(self._pacers))
+            return Settled(self._survivors.settle(self._version, self._sum_up), self._reader.dropped_reads)
         last = self.comm.allgather(self._version)
         self._publish([True] * len(self._pacers))
         while self.versions.tolist() != last:
@@ -163,7 +199,8 @@ class ReadExchange(Exchange):
 
     def free(self) -> None:
         self._own = None
-        self._window.free()
+        if self._survivors is None or self._survivors.free():
+            self._window.free()
 
     def _seen(self, lo: int, hi: int) -> list[np.ndarray]:
         return [other.seen.payload[lo:hi] for other in self._neighbours]
@@ -172,6 +209,9 @@ class ReadExchange(Exchange):
         """Read on, and note in the version vector what came; say of which neighbour there are news."""
         news = self._reader.advance(self._neighbours)
         self.stopping = self._reader.stopping
+        if self._mends:
+            self._mends = not all(self._caught_up(other) for other in self._neighbours)
+            news = [not self._mends] * len(news)
         if any(news):
             for other, entries in zip(self._neighbours, self._entries, strict=True):
                 held = self.versions[entries]
@@ -184,41 +224,128 @@ class ReadExchange(Exchange):
 
     def _publish(self, due: list[bool], update: Update | None = None) -> None:
         """Add `update` to the own contribution, sum the replica anew, publish on the channels that are `due`."""
-        channels = self._window.channels
+        channels = self._window.channels[: len(due)]
         # Where the contribution stands in a slot it goes on to the next one, due or not.
-        slots = [
-            channel.begin() if now or self._shows_own else None for channel, now in zip(channels, due, strict=True)
-        ]
-        self._store(slots, update)
+        due_slots = [self._shows_own or due[0], *due[1:]]
+        slots = [channel.begin() if now else None for channel, now in zip(channels, due_slots, strict=True)]
+        own, edges = (slots[0], slots[1:]) if self._shows_own else (None, slots)
+        self._store(own, edges, update)
         self._window.fence()  # a version is never ahead of its payload
+        if own is not None:
+            own.versions[self._own_entry] = self._version
         seen = [other.seen.versions for other in self._neighbours]
-        for j, slot in enumerate(slots):
-            if self._shows_own:
-                slot.versions[self._own_entry] = self._version
-            elif slot is not None:
+        for j, slot in enumerate(edges):
+            if slot is not None:
                 merge_versions(self._own_entry, self._version, seen[:j] + seen[j + 1 :], slot.versions)
         for channel, pacer, now in zip(channels, self._pacers, due, strict=True):
             if now:
                 channel.publish()
                 pacer.published()
 
-    def _store(self, slots: list[Slot | None], update: Update | None) -> None:
-        """Store contribution, replica and the payloads of `slots`, all in one pass."""
+    def _store(self, slot: Slot | None, edges: list[Slot | None], update: Update | None) -> None:
+        """Store the contribution, in `slot` if any, the replica and the payloads of `edges`, all in one pass."""
         before = self._own
-        if self._shows_own:
-            self._own = slots[0].payload
+        if slot is not None:
+            self._own = slot.payload
         for lo, hi in self.blocks:
             own, replica, seen = self._own[lo:hi], self.parameters[lo:hi], self._seen(lo, hi)
             if update is not None:
                 scaled = self.scratch[: hi - lo]
                 update(lo, hi, scaled)
                 np.add(before[lo:hi], scaled, out=own)
+                if self._mends:
+                    np.add(replica, scaled, out=replica)
             elif before is not self._own:
                 np.copyto(own, before[lo:hi])
-            if self._shows_own or not any(slots):
+            if self._mends:
+                continue
+            if not any(edges):
                 sum_replica(own, seen, replica)
             else:
-                sum_edges(own, seen, [slot and slot.payload[lo:hi] for slot in slots], replica)
+                sum_edges(own, seen, [edge and edge.payload[lo:hi] for edge in edges], replica)
+
+    # To survive.
+
+    def _look_for_deaths(self) -> None:
+        """Look whether others live; leave a tree that a death has cut. Never waits."""
+        self._survivors.look()
+        for other in self._neighbours:
+            if other.reading and other.rank in self._survivors.died and other not in self._stuck:
+                self._stuck.append(other)
+                self._reader.add_buffer()  # the one in use may never come back
+        heard = self._on_tree and any(other.header[Word.OVERLAY] for other in self._neighbours)
+        if self._on_tree and (heard or self._survivors.died):
+            self._leave_tree()
+
+    def _leave_tree(self) -> None:
+        """Go over to the complete overlay; the replica stays as it is until everything in it has been read there."""
+        self._on_tree, self._mends = False, True
+        self._window.set_word(Word.OVERLAY, 1)
+        self._left = self._neighbours
+        if any(other.reading for other in self._left):
+            self._reader.add_buffer()
+        self._pacers = self._pacers[:1]
+        ranks = topology.complete(self.comm.rank, self.comm.size)
+        self._neighbours = [Neighbour(other, 0, self._window.buffer(), self._pacers[0]) for other in ranks]
+        self._entries = [slice(None)] * len(ranks)
+        for other in self._neighbours:
+            other.publication = -1  # the start is to be read too: rank 0's is x0
+
+    def _caught_up(self, other: Neighbour) -> bool:
+        """Whether of `other`, read on the complete overlay, everything has come that was in the replica before."""
+        return other.publication >= 0 and bool(other.seen.versions[other.rank] >= self.versions[other.rank])
+
+    def _sum_up(self) -> tuple[list[int], float]:
+        """Make the replica the sum of what all ranks have published, in their order: the same bits on every rank.
+
+        Returns its version vector, and by how much the replica was another, nan where it did not hold everything.
+        Nobody publishes any more: the sum is made in the slot that would be next.
+        """
+        self._read_to_the_end()
+        channel, buffer, versions = self._window.channels[0], self._window.buffer(), []
+        total = channel.begin().payload
+        for rank in range(self.comm.size):
+            if rank == self.comm.rank:
+                slot = channel.published
+            else:
+                slot = buffer = self._read_last(rank, buffer)
+            versions.append(int(slot.versions.max()))
+            for lo, hi in self.blocks:
+                own = slot.payload[lo:hi]
+                np.add(total[lo:hi], own, out=total[lo:hi]) if rank else np.copyto(total[lo:hi], own)
+        drift = 0.0 if self.versions.tolist() == versions else math.nan
+        for lo, hi in self.blocks:
+            if drift == drift:
+                difference = np.subtract(self.parameters[lo:hi], total[lo:hi], out=self.scratch[: hi - lo])
+                drift = max(drift, float(np.abs(difference, out=difference).max()))
+            np.copyto(self.parameters[lo:hi], total[lo:hi])
+        self.versions[:] = versions
+        return versions, drift
+
+    def _read_to_the_end(self) -> None:
+        """End the reads under way of ranks that live; on the complete overlay bring in all that there is."""
+        while True:
+            self._survivors.look()
+            died = self._survivors.died
+            news = [] if self._on_tree else self._take_in()
+            under_way = [other for other in self._left + self._neighbours if other.reading and other.rank not in died]
+            if not under_way and not any(news):
+                break
+            self._reader.advance([other for other in under_way if self._on_tree or other in self._left])
+        if not self._on_tree and not self._mends:
+            self._sum_replica()
+
+    def _read_last(self, rank: int, buffer: Slot) -> Slot:
+        """Read what `rank` has published last, using `buffer`, which may be another afterwards."""
+        buffer.versions[:] = 0
+        other = Neighbour(rank, 0, buffer, self._pacers[0])
+        other.publication = -1
+        begun_s = time.monotonic()
+        while not any(self._reader.advance([other])):
+            self._survivors.look()
+            if rank in self._survivors.died and time.monotonic() - begun_s > LAST_READ_S:
+                raise TrainingError(f"what rank {rank} had published before it died can no longer be read")
+        return other.seen
 
 
 def _toward_rank_0(comm, neighbours: tuple[int, ...]) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpc_dasgd.window.memory import Transfer
+from hpc_dasgd.window.memory import arrival
 from hpc_dasgd.window.publication import N_WORDS, PublicationWindow, Slot, Word
 
 # A header is 64 bytes: on networks that need no help from the target it is here in a few microseconds, and
@@ -119,6 +119,10 @@ class Reader:
         while under_way := [other for other in neighbours if other.reading]:
             self.advance(under_way)
 
+    def add_buffer(self) -> None:
+        """Read one more neighbour at once; for a buffer that a read of a dead rank may hold for ever."""
+        self._buffers.append(self._window.buffer())
+
     def _go_on(self, other: Neighbour, begin) -> None:
         if other.reading is None:
             other.reading = begin(other)
@@ -143,7 +147,7 @@ class Reader:
 
     def _read_snapshot(self, other: Neighbour, publication: int, buffer: Slot):
         slot = publication % self._n_slots
-        yield from _arrival(self._window.read_slot(other.rank, other.channel, slot, buffer))
+        yield from arrival(self._window.read_slot(other.rank, other.channel, slot, buffer))
         self._window.fence()
         yield from self._header(other)
         whole = other.header[Word.BEGUN] - publication < self._n_slots
@@ -153,9 +157,9 @@ class Reader:
     def _read_elementwise(self, other: Neighbour, publication: int, buffer: Slot):
         # The versions are read before the payload, so that they are never ahead of it.
         slot = publication % self._n_slots
-        yield from _arrival(self._window.read_versions(other.rank, other.channel, slot, buffer))
+        yield from arrival(self._window.read_versions(other.rank, other.channel, slot, buffer))
         self._window.fence()
-        yield from _arrival(self._window.read_payload(other.rank, other.channel, slot, buffer))
+        yield from arrival(self._window.read_payload(other.rank, other.channel, slot, buffer))
         # An old header may have pointed to a slot that was being filled for a later publication: never go back.
         return bool(np.all(buffer.versions >= other.seen.versions))
 
@@ -201,8 +205,3 @@ def count_missed(held: np.ndarray, versions: np.ndarray, neighbours: Sequence[Ne
         known[other.rank] = max(known[other.rank], other.version)
     known[own] = held[own]
     return int((known - held).sum())
-
-
-def _arrival(transfer: Transfer):
-    while not transfer.done():
-        yield

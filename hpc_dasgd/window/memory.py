@@ -7,6 +7,8 @@ The window is one passive-target epoch long: ``Lock_all(MODE_NOCHECK)`` when it 
 it is freed. NOCHECK is legal because nobody ever takes an exclusive lock.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from mpi4py import MPI
 
@@ -31,6 +33,12 @@ class Transfer:
                 return False
             self._requests.pop()
         return True
+
+
+def arrival(transfer: Transfer) -> Iterator[None]:
+    """Yield wherever one would have to wait for `transfer`."""
+    while not transfer.done():
+        yield
 
 
 class WindowMemory:

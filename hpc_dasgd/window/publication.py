@@ -25,6 +25,8 @@ class Word(IntEnum):
     STOP = 2  # not 0: the owner has a reason to end the run
     COMPLAINT = 3  # whom the owner cannot keep up with, and how many reads it has dropped so far; 0 at first
     VERSION = 4  # how many updates the owner has made, published or not
+    OVERLAY = 5  # not 0: the owner has left the tree, and reads every rank
+    HEARTBEAT = 6  # of channel 0: grows while the owner lives, if ranks are to survive others
 
 
 N_WORDS = ALIGNMENT_BYTES // 8
@@ -84,6 +86,10 @@ class Channel:
     def set_word(self, word: Word, value: int) -> None:
         """Store `value` into the header. Never waits."""
         self._header[word] = value
+
+    def beat(self) -> None:
+        """Let the heartbeat grow. The one call that a second thread may make; it is none to MPI."""
+        self._header[Word.HEARTBEAT] += 1
 
 
 class PublicationWindow:

@@ -42,6 +42,8 @@ BAD = {
     "exchange.fan_out": NO_POSITIVE_INTEGER,
     "exchange.degree": NO_POSITIVE_INTEGER,
     "exchange.mixing": ["mean", 0.5],
+    "exchange.survive": [0, 1, "true", None],
+    "exchange.heartbeat_timeout_s": [*NO_POSITIVE, None],
     "exchange.server_rank": [-1, 0.0, True, "0", None],
     "exchange.server_computes": [0, 1, "true", None],
     "exchange.consistency": ["strict", True],
