@@ -51,15 +51,15 @@ class Process(NamedTuple):
             home = os.readlink("/proc/self/ns/pid")  # ranks in containers may each count their own processes
         except OSError:
             home = ""
-        return cls(platform.node(), home, os.getpid(), _started(os.getpid()))
+        return cls(platform.node(), home, os.getpid(), started_ticks(os.getpid()))
 
     def gone(self) -> bool:
         """Whether it has ended, to be asked in its home alone."""
-        return self.started is not None and _started(self.pid) != self.started
+        return self.started is not None and started_ticks(self.pid) != self.started
 
 
-def _started(pid: int) -> int | None:
-    """When the process began, in ticks since the machine did; None where there is none, or only its remains."""
+def started_ticks(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; None where there is none, or only its remains."""
     try:
         # Behind the name, which may hold anything, in brackets: the state, and 19 fields further the beginning.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -163,6 +163,8 @@ class Survivors:
         drift : float
             The largest of those that live.
         """
+        self._next_s = 0.0
+        self.look()  # at all: who seemed dead may have come back
         self.allgather(version)
         self._settles = True
         for _ in range(AGREEMENT_ROUNDS):

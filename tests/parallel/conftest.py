@@ -38,12 +38,17 @@ class Ranks:
             "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         }
 
-    def __call__(self, n_ranks, *arguments, timeout_s=LAUNCH_TIMEOUT_S, environment=None, **options):
-        """Run ``python *arguments`` on `n_ranks` ranks; returns `subprocess.CompletedProcess` with text outputs."""
+    def __call__(
+        self, n_ranks, *arguments, timeout_s=LAUNCH_TIMEOUT_S, environment=None, launcher=(), before=(), **options
+    ):
+        """Run ``python *arguments`` on `n_ranks` ranks; returns `subprocess.CompletedProcess` with text outputs.
+
+        `launcher` are options of ``mpiexec``, `before` stands in front of ``python``.
+        """
         if self.command is None:
             pytest.fail("no mpiexec: install the extra mpich or openmpi, or load an MPI module")
         return subprocess.run(
-            [self.command, "-n", str(n_ranks), sys.executable, *map(str, arguments)],
+            [self.command, *launcher, "-n", str(n_ranks), *before, sys.executable, *map(str, arguments)],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,

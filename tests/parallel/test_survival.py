@@ -1,0 +1,197 @@
+"""Ranks that die: the others go on, hold every update that the dead one had published once, and end well.
+
+The launchers are started as README says. A shell stands between launcher and rank, which MPICH needs, and which says
+with what status each rank ended.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from integer_updates import N_PARAMS, Updates
+
+import hpc_dasgd
+from hpc_dasgd.exchange.survival import Process, started_ticks
+from hpc_dasgd.window.board import Board
+
+HERE = Path(__file__).parent
+DIGITS = HERE.parents[1] / "jobs" / "digits.toml"
+LAUNCHERS = {
+    "MPICH": ["-disable-auto-cleanup"],
+    "Intel(R) MPI": ["-disable-auto-cleanup"],
+    "Open MPI": ["--enable-recovery"],
+}
+SHELL = ["sh", "-c", 'trap "" USR1; "$@"; status=$?; echo "ended: $status"; exit $status', "sh"]
+KILLED = 128 + 9
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """Options with which the launcher of this MPI lets ranks survive."""
+    script = "import mpi4py; mpi4py.rc.initialize = False\nfrom mpi4py import MPI; print(MPI.Get_library_version())"
+    version = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    options = next((LAUNCHERS[name] for name in LAUNCHERS if version.startswith(name)), None)
+    if options is None:
+        pytest.skip(f"not known how the launcher of {version[:40]!r} lets ranks survive")
+    return options
+
+
+@pytest.fixture
+def run_ranks(mpiexec, launcher, tmp_path):
+    """Run `mortal_ranks`; returns what each rank wrote, by rank, the statuses of all, and standard error."""
+
+    def run(n_ranks, **scenario):
+        arguments = [HERE / "mortal_ranks.py", tmp_path, json.dumps(scenario)]
+        done = mpiexec(n_ranks, *arguments, launcher=launcher, before=SHELL, timeout_s=90)
+        found = {int(path.stem[5:]): json.loads(path.read_text()) for path in tmp_path.glob("rank_*.json")}
+        return found, statuses(done), done.stderr
+
+    return run
+
+
+def statuses(done):
+    return sorted(int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ended: "))
+
+
+def held_by(versions):
+    return np.arange(N_PARAMS) + sum(Updates(rank).sum_to(version) for rank, version in enumerate(versions))
+
+
+@pytest.mark.parametrize(
+    ("overlay", "n_ranks", "kills"),
+    [
+        ("complete", 4, {"0": 37}),
+        ("complete", 4, {"1": 60, "3": 61}),
+        ("tree", 4, {"0": 50}),  # the root, which holds x0
+        ("chain", 5, {"2": 50}),  # the middle: no update would pass from one half to the other
+        ("chain", 5, {"1": 40, "3": 70}),
+        ("chain", 4, {"3": 0}),  # an end, before it published anything
+    ],
+)
+def test_the_others_hold_what_the_dead_had_published_and_go_on(run_ranks, overlay, n_ranks, kills):
+    found, ended, errors = run_ranks(n_ranks, overlay=overlay, kills=kills, target=400)
+    died = sorted(map(int, kills))
+    survivors = [rank for rank in range(n_ranks) if rank not in died]
+    assert sorted(found) == survivors, errors
+    assert ended == [0] * len(survivors) + [KILLED] * len(died)
+    versions = found[survivors[0]]["versions"]
+    for rank in survivors:
+        each = found[rank]
+        assert each["died"] == died
+        assert each["n_wrong"] == 0 and each["n_checked"] >= 400
+        assert each["versions"] == versions and each["versions"][rank] == each["made"]
+        np.testing.assert_array_equal(each["parameters"], held_by(versions))
+        assert each["gathered"] == [None if other in died else other for other in range(n_ranks)]
+    for rank, killed_at in kills.items():
+        assert versions[int(rank)] == killed_at
+        lines = [line for line in errors.splitlines() if f"rank {rank} of " in line]
+        assert len(lines) == 1 and "died" in lines[0]
+
+
+@pytest.mark.parametrize("overlay", ["complete", "chain"])
+def test_so_it_is_with_elementwise_reads(run_ranks, overlay):
+    found, ended, errors = run_ranks(4, overlay=overlay, kills={"1": 50}, target=300, consistency="elementwise")
+    assert sorted(found) == [0, 2, 3], errors
+    assert ended == [0, 0, 0, KILLED]
+    for each in found.values():
+        assert each["versions"] == found[0]["versions"] and each["versions"][1] == 50
+        np.testing.assert_array_equal(each["parameters"], held_by(found[0]["versions"]))
+
+
+@pytest.mark.parametrize("overlay", ["complete", "chain"])
+def test_a_rank_that_was_only_stopped_takes_part_again(run_ranks, overlay):
+    found, ended, errors = run_ranks(4, overlay=overlay, stops={"1": 50}, target=400)
+    assert ended == [0] * 4, errors
+    assert "rank 1 of" in errors and "lives after all" in errors
+    for rank, each in found.items():
+        assert each["died"] == [] and each["n_wrong"] == 0
+        assert each["versions"] == found[0]["versions"] and each["versions"][rank] >= 400
+        np.testing.assert_array_equal(each["parameters"], held_by(found[0]["versions"]))
+
+
+def test_who_wakes_up_when_the_others_have_ended_leaves_them_alone(run_ranks):
+    found, ended, errors = run_ranks(4, overlay="complete", stops={"0": "settle"}, target=300)
+    assert ended == [0, 0, 0, 1], errors
+    assert "took this one for dead" in found[0]["left_behind"]
+    for rank in (1, 2, 3):
+        assert found[rank]["died"] == [0]
+        np.testing.assert_array_equal(found[rank]["parameters"], held_by(found[1]["versions"]))
+
+
+@pytest.mark.parametrize("topology", ["complete", "tree"])
+def test_a_training_run_without_rank_0_ends_well(mpiexec, launcher, tmp_path, topology):
+    """Rank 0, which evaluates and writes ``run.h5`` otherwise, is killed in the run's twentieth gradient or later."""
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    command = ["-m", "hpc_dasgd", "train", DIGITS, "--run", tmp_path / "run"]
+    changes = {"survive": "true", "topology": topology}
+    command += [f"--set=exchange.{name}={value}" for name, value in changes.items()]
+    command += ["--set=objective.kind=mortal:make", "--set=budget.target_loss=0.1", "--set=budget.seconds=60"]
+    done = mpiexec(
+        4,
+        *command,
+        launcher=launcher,
+        before=SHELL,
+        environment={"PYTHONPATH": f"{tmp_path}:{Path(hpc_dasgd.__file__).parents[1]}"},
+        timeout_s=100,
+    )
+    assert statuses(done) == [0, 0, 0, KILLED], done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("died: ")] == [
+        "died: rank 0; the others went on"
+    ]
+    run = hpc_dasgd.open_run(tmp_path / "run")
+    assert run.status == "complete" and run.attributes["died"] == [0]
+    assert any("died" in warning for warning in run.warnings)
+    assert run.evaluation["loss"][-1] <= 0.1  # which somebody had to notice
+    assert run.final is not None and np.all(np.isfinite(run.final))
+
+
+MORTAL = """
+import os, signal
+from hpc_dasgd import launch
+from hpc_dasgd.objectives.mlp import mlp
+
+
+def make(data, hidden):
+    objective, versions = mlp(data, hidden=hidden), iter(range(20))
+    loss_and_gradient = objective.loss_and_gradient
+
+    def mortal(parameters, batch, out):
+        if next(versions, None) is None and launch.started_rank() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss_and_gradient(parameters, batch, out)
+
+    objective.loss_and_gradient = mortal
+    return objective
+"""
+
+
+def test_a_process_is_gone_when_it_ended_or_is_a_zombie():
+    assert not Process.own().gone()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        there = Process.own()._replace(pid=child.pid, started=started_ticks(child.pid))
+        assert not there.gone()
+        child.kill()
+        while not there.gone():  # a zombie, until it is waited for
+            pass
+        child.wait()
+    assert there.gone()
+    assert Process.own()._replace(started=1).gone()  # another process of the same number
+
+
+@pytest.mark.parallel([1, 4])
+def test_a_board_shows_one_value_of_each_rank_in_each_round(comm):
+    board = Board(comm, 1000)
+    for turn in range(50):
+        board.show((turn, comm.rank))
+        for other in range(comm.size):
+            found = None
+            while not found:
+                found = next(board.read(other))
+            assert found == [(turn, other)]
+    with pytest.raises(ValueError, match="`value` must have at most 1000 bytes pickled, got 1"):
+        board.show(bytes(1000))
+    comm.Barrier()
+    board.free()
