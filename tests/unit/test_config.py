@@ -197,6 +197,12 @@ def test_a_stepsize_from_theory_needs_what_theory_knows(sections, rule):
     assert refusal(sections).startswith(f'{rule} with `optimizer.stepsize` = "bound"')
 
 
+@pytest.mark.parametrize("kind", ["accumulate", "gossip", "server", "allreduce", "none"])
+def test_only_reads_survive(kind):
+    message = refusal(BUDGET | {"exchange": {"kind": kind, "survive": True}})
+    assert message == f"`exchange.kind` must be read with `exchange.survive` = true, got {kind}"
+
+
 @pytest.mark.parametrize("every", [2, "auto"])
 def test_allreduce_refuses_steps_without_exchange(every):
     message = refusal(BUDGET | {"exchange": {"kind": "allreduce", "every": every}})
