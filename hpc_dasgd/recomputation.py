@@ -86,6 +86,12 @@ class Recomputation:
         terms = [kept[int(version)] for kept, version in zip(self._contributions, versions, strict=False)]
         return self._sum(rank, terms)
 
+    def final(self) -> np.ndarray:
+        """What all replicas end as: rank 0's, or where deaths are survived, what each rank sums by itself."""
+        terms = [kept[int(version)] for kept, version in zip(self._contributions, self._run.counts, strict=False)]
+        survives = self._run.generations[self._place].config.exchange.survive
+        return _sum_in_order(terms) if survives else self._sum(0, terms)
+
     @property
     def _child(self) -> Generation | None:
         """The generation that follows the one that was come to."""
@@ -98,7 +104,8 @@ class Recomputation:
         self._samplers = [Sampler(config.seed, rank, self._split, config.data.batch_size) for rank in ranks]
         states = [optimizer.state for optimizer in self._optimizers]
         self._optimizers = [optimizers.from_settings(config.optimizer, x0.size, x0.dtype, np) for _ in ranks]
-        for rank, optimizer in enumerate(self._optimizers if states else ()):
+        goes_on = states and config.optimizer.kind == self._run.generations[self._place - 1].config.optimizer.kind
+        for rank, optimizer in enumerate(self._optimizers if goes_on else ()):
             optimizer.load_state(copy.deepcopy(states[rank % len(states)]))
         self._sum = _overlay_sum(generation)
         # contributions[j][v]: the sum of rank j's updates of this generation, up to its v-th of all, as long as a
@@ -111,9 +118,7 @@ class Recomputation:
         """Come to the next generation, which began with the sum of all contributions, in the order of ranks."""
         child = self._child
         terms = [kept[int(version)] for kept, version in zip(self._contributions, child.versions_before, strict=False)]
-        x0 = terms[0].copy()
-        for term in terms[1:]:
-            x0 += term
+        x0 = _sum_in_order(terms)
         with open_file(child.directory / schema.RUN_FILE) as file:
             then = file["x0"][:]
         if x0.tobytes() != then.tobytes():
@@ -147,6 +152,13 @@ class Recomputation:
         kept = self._contributions[rank]
         if version in kept and version != max(kept) and self._last_use[rank][version] <= at:
             del kept[version]
+
+
+def _sum_in_order(terms: Sequence[np.ndarray]) -> np.ndarray:
+    total = terms[0].copy()
+    for term in terms[1:]:
+        total += term
+    return total
 
 
 def _overlay_sum(generation: Generation):
@@ -209,5 +221,7 @@ def _exchange_reasons(generation: Generation) -> Iterator[str]:
         yield f"`exchange.kind` is {exchange.kind}, and only a replica of read is a function of its versions"
     elif exchange.consistency != "snapshot":
         yield "`exchange.consistency` is elementwise: a read may have mixed versions"
+    if died := generation.attributes.get("died"):
+        yield f"ranks {died} died, and what others read of them may not be in their logs"
     if exchange.topology != "complete" and "nodes" not in generation.attributes:
         yield "the nodes of its ranks are not in its log, which is of an earlier version"

@@ -96,7 +96,7 @@ def replay(run: Run, *, objective=None, data: Dataset | str | Path | None = None
     recomputation = Recomputation(run, objective, data)
     for _ in recomputation:
         pass
-    parameters = recomputation.replica(0, run.counts)
+    parameters = recomputation.final()
     same = parameters.tobytes() == run.final.tobytes()
     differences = [*recomputation.differences]
     if not same:

@@ -68,3 +68,15 @@ def test_in_another_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert found == [("", before)]
+
+
+def test_what_was_ignored_stays_ignored():
+    """As ``nohup`` and launchers have it."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signals.received == ""
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
