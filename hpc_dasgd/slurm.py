@@ -105,7 +105,8 @@ def script(path: str, config: Config, job: Job, overrides: Iterable[str] = ()) -
         If `job` and the device of `config` do not go together.
     """
     _check_device(config.device.kind, job.gpus_per_node)
-    parts = (_directives(config.name, job), _surroundings(config.name, job), _step(path, job, overrides), _end(job))
+    step = _step(path, job, overrides, config.exchange.survive)
+    parts = (_directives(config.name, job), _surroundings(config.name, job), step, _end(job))
     return "#!/bin/bash\n" + "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
@@ -161,11 +162,14 @@ def _surroundings(name: str, job: Job) -> list[str]:
     return lines
 
 
-def _step(path: str, job: Job, overrides: Iterable[str]) -> list[str]:
+def _step(path: str, job: Job, overrides: Iterable[str], survive: bool) -> list[str]:
+    wait_s = 0 if survive else WAIT_S  # 0: for ever
     lines = [
         f"# When a rank dies the others are ended {WAIT_S} s later: there are checkpoints to go on from. (At once, as",
         "# by --kill-on-bad-exit=1, would also end those that are about to exit with 75 or 2 themselves.)",
     ]
+    if survive:
+        lines = ["# When a rank dies the others go on."]
     if job.gpus_per_node:
         lines += [
             "# Each rank sees all GPUs of its node and takes one by its number there, without --gpu-bind.",
@@ -173,7 +177,7 @@ def _step(path: str, job: Job, overrides: Iterable[str]) -> list[str]:
     pmi = [] if PMI[job.mpi] is None else [f"--mpi={PMI[job.mpi]}"]
     cores = [f"--cpus-per-task={job.cores_per_rank}", "--cpu-bind=cores"]
     command = [
-        shlex.join(["srun", *pmi, *cores, "--kill-on-bad-exit=0", f"--wait={WAIT_S}"]),
+        shlex.join(["srun", *pmi, *cores, "--kill-on-bad-exit=0", f"--wait={wait_s}"]),
         f'{shlex.join(["hpc-dasgd", "train", path])} --run "$run" --resume',
         *(shlex.join(["--set", override]) for override in overrides),
         *([] if job.array is None else ['--set seed="$SLURM_ARRAY_TASK_ID"']),

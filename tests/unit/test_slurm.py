@@ -57,6 +57,11 @@ def test_a_script_asks_for_what_the_job_wants():
     assert "\nexport OMP_NUM_THREADS=3 " in text
 
 
+def test_where_deaths_are_survived_srun_lets_the_others_go_on():
+    options, _ = step(made(["exchange.survive=true"]))
+    assert options[-2:] == ["--kill-on-bad-exit=0", "--wait=0"]
+
+
 PMI = {"mpich": ["pmi2"], "intel": ["pmi2"], "openmpi": ["pmix"], "cray": ["cray_shasta"], "site": []}
 
 
