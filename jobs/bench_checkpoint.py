@@ -110,7 +110,6 @@ def main(output: Path, seconds: float, rounds: int) -> None:
     ]
     about = {
         "n_ranks": comm.size,
-        "host": platform.machine(),
         "rounds": rounds,
         "seconds": seconds,
         "n_params": n_params,
