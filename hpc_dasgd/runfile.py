@@ -70,7 +70,9 @@ def create_run(
             raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
         directory.mkdir(parents=True, exist_ok=True)
         require_space(directory, x0.nbytes + _SPARE_BYTES)
-        with writing(directory / schema.RUN_FILE, "x") as file:
+        part = directory / f".{schema.RUN_FILE}.part"  # or a start that is killed here might leave what cannot be read
+        part.unlink(missing_ok=True)
+        with writing(part, "x") as file:
             file.attrs.update(schema=schema.SCHEMA, status="running", config=config_toml, **attributes)
             scale = schema.create(file, _PARAMETER, shape=x0.shape)
             scale.make_scale(_NETCDF_DIMENSION % x0.size)
@@ -78,6 +80,8 @@ def create_run(
             data_set.dims[0].attach_scale(scale)
             if parameter_shapes:
                 data_set.attrs["parameter_shapes"] = json.dumps(dict(parameter_shapes))
+        os.replace(part, directory / schema.RUN_FILE)
+        sync(directory)
 
 
 def stop_run(run_directory: Path, attributes: Mapping) -> None:

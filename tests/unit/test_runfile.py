@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -206,6 +207,26 @@ def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
         create_run(tmp_path, config_toml="", attributes={}, x0=np.zeros(2))
     assert "\n" not in str(caught.value)
     assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_a_start_that_is_killed_leaves_no_half_of_a_run_file(tmp_path):
+    script = """
+import collections, os, signal, sys
+from pathlib import Path
+import numpy as np
+from hpc_dasgd.runfile import create_run
+
+class Killing(collections.UserDict):
+    def __getitem__(self, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+create_run(Path(sys.argv[1]), config_toml="", attributes=Killing(n_ranks=1), x0=np.zeros(2))
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir())
+    assert not (tmp_path / "run.h5").exists()
+    create_run(tmp_path, config_toml="", attributes={"n_ranks": 1}, x0=np.zeros(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
