@@ -22,6 +22,7 @@ import numpy as np
 from hpc_dasgd import objectives, schema
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
+from hpc_dasgd.diskfaults import FAULTS
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation, chain, run_directory, settings
 from hpc_dasgd.rankfiles import Stream, VersionRows, open_file, read_events, read_gradients, read_streams
@@ -328,7 +329,7 @@ def open_run(path: str | os.PathLike) -> Run:
         with open_file(directory / schema.RUN_FILE) as file:
             shapes, x0 = file["x0"].attrs.get("parameter_shapes", "null"), file["x0"][:]
             final = file["final"][:] if attributes["status"] == "complete" else None
-    except (OSError, KeyError) as error:
+    except FAULTS as error:
         rule = f"must be a run directory or its {schema.RUN_FILE}"
         raise ConfigError(f"{path} {rule}: {schema.reason(error)}") from None
     warnings = _warnings_of(attributes)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpc_dasgd import schema
 from hpc_dasgd.config import Config, load_config
+from hpc_dasgd.diskfaults import FAULTS
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.rankfiles import open_file
 
@@ -108,7 +109,7 @@ def read_generation(directory: Path, number: int) -> Generation:
         with open_file(path) as file:
             attributes = {name: np.asarray(value).tolist() for name, value in file.attrs.items()}
         version, n_ranks, status, _ = (attributes[name] for name in _NECESSARY)
-    except (OSError, KeyError) as error:
+    except FAULTS as error:
         rule = f"must be a run directory or its {schema.RUN_FILE}"
         raise ConfigError(f"{folder} {rule}: {schema.reason(error)}") from None
     if version > schema.SCHEMA:

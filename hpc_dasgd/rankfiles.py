@@ -7,6 +7,7 @@ stand is told by spans.
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ import h5py
 import numpy as np
 
 from hpc_dasgd import schema
+from hpc_dasgd.diskfaults import FAULTS
+from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.unclosed import open_growing
 
 _BLOCK_ENTRIES = 1 << 21
 _PART = re.compile(r"rank_\d{5,}(_\d+)?\.h5")
@@ -135,7 +139,7 @@ class VersionRows:
         for span in self._stream.spans:
             first, last = max(begin, -(-span.first // self._every)), min(end, -(-span.end // self._every))
             if first < last:
-                with open_file(span.part.path) as file:
+                with reading(span.part.path) as file:
                     found = file["gradient/versions"][span.vector_rows(first * self._every, last * self._every)]
                 limit = self._limits[span.generation]
                 yield first, found, None if limit is None else limit[: found.shape[1]]
@@ -146,7 +150,17 @@ def open_file(path: Path) -> h5py.File:
     try:
         return h5py.File(path)
     except OSError:
-        return h5py.File(path, swmr=True)
+        return open_growing(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """A file of a run, open for reading; `ConfigError` where it cannot be read within the context."""
+    try:
+        with open_file(path) as file:
+            yield file
+    except FAULTS as error:
+        raise ConfigError(f"{path} cannot be read: {schema.reason(error)}") from None
 
 
 def rank_paths(directory: Path, n_ranks: int) -> list[list[Path]]:
@@ -231,7 +245,7 @@ def read_columns(
 ) -> None:
     """Fill `out`, structured, with consecutive rows of a group; nan where the file lacks a column."""
     if out.size:
-        with open_file(path) as file:
+        with reading(path) as file:
             for column in columns:
                 known = column.name in file[group]
                 out[column.name] = file[group][column.name][first_row : first_row + out.size] if known else math.nan
@@ -250,6 +264,8 @@ def _look_at(path: Path, begun: int, warnings: list[str], directory: Path, has_p
                 # Vectors are of the versions that are multiples of `every`.
                 end = (-(-first // every) + len(gradient[schema.VERSIONS.name])) * every
                 n_gradients = min(n_gradients, end - first)
+            for group in {"evaluation", "pace"} & set(file):  # they are few, and the end of a run needs them
+                _ = file[f"{group}/t_s"][:]
             part = Part(
                 path,
                 first,
@@ -259,7 +275,7 @@ def _look_at(path: Path, begun: int, warnings: list[str], directory: Path, has_p
                 _lengths(file, "pace", schema.PACE_COLUMNS)[1] if "pace" in file else None,
                 n_columns if every else 0,
             )
-    except (OSError, KeyError):
+    except FAULTS:
         if has_parts:
             warnings.append(f"{name} is missing or unreadable; the log goes on in another part")
         else:

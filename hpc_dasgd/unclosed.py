@@ -7,15 +7,44 @@ superblock version 3): signature, version, sizes of offsets and lengths, the mar
 is the end of the file, and the checksum of all that.
 """
 
+import ctypes
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
+
+import h5py
 
 from hpc_dasgd.errors import ConfigError
 
 _HEADER = struct.Struct("<8s4B4QI")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _WORD = 0xFFFFFFFF
+_READ_ATTEMPTS = 27  # HDF5 sleeps 1 ns after the first, then twice as long each time: 0.1 s; its own 100 never end
+
+
+def open_growing(path: Path, cache_bytes: int | None = None) -> h5py.File:
+    """Open a file that has its writer's mark for reading.
+
+    A reader of a growing file reads again what has a wrong checksum. Where the file is damaged that has to come to an
+    end, for which h5py has no setting: this calls the HDF5 that h5py has loaded.
+
+    Parameters
+    ----------
+    path : Path
+    cache_bytes : int, optional
+        Size of the chunk cache; HDF5's own by default.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    if cache_bytes is not None:
+        n_elements, n_slots, _, preemption = access.get_cache()
+        access.set_cache(n_elements, n_slots, cache_bytes, preemption)
+    with suppress(AttributeError):  # found in what h5py is linked with, where the system looks there
+        set_read_attempts = ctypes.CDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts
+        set_read_attempts(ctypes.c_int64(access.id), ctypes.c_uint(_READ_ATTEMPTS))
+    flags = h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, fapl=access))
 
 
 def mark_closed(path: Path) -> None:

@@ -22,6 +22,7 @@ from hpc_dasgd import schema
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import newest_number, run_directory
 from hpc_dasgd.ranklog import FLUSH_EVERY_S
+from hpc_dasgd.unclosed import open_growing
 
 _RATE_S = 10.0  # over which gradients per second are taken
 _LIVE_S = 5 * FLUSH_EVERY_S  # a rank that wrote nothing for so long is taken to have completed nothing either
@@ -239,7 +240,7 @@ class _Tail(_News):
             # An empty file is about to be locked by its rank, which must not find it locked by us.
             if self._file is None and self.path.stat().st_size:
                 # Without a chunk cache only the rows asked for are read, not whole chunks of vectors.
-                self._file = h5py.File(self.path, swmr=True, rdcc_nbytes=0)
+                self._file = open_growing(self.path, cache_bytes=0)
                 self._begin_at(int(self._file.attrs.get("first_version", self._first)))
             if self._file is not None:
                 self._read_gradients(now_s)
