@@ -19,6 +19,7 @@ from mpi4py import MPI
 from hpc_dasgd import checkpoint, launch, schema
 from hpc_dasgd.checkpoint import Header
 from hpc_dasgd.config import Config, load_config
+from hpc_dasgd.diskfaults import FAULTS
 from hpc_dasgd.errors import CheckpointError, ConfigError
 
 _BLOCK_PARAMS = 1 << 24  # that ranks exchange at once
@@ -126,7 +127,7 @@ def _read_run(directory: Path) -> _Run:
         with h5py.File(path) as file:
             run_id, text, chosen = (file.attrs[name] for name in ("run_id", "config", "stepsize_chosen"))
         every = load_config(tomllib.loads(text)).log.versions_every
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+    except FAULTS as error:  # of settings too
         raise ConfigError(f"--resume needs the {schema.RUN_FILE} of {directory}: {schema.reason(error)}") from None
     numbers = [int(folder.name.rpartition("_")[2]) for folder in directory.glob(schema.GENERATIONS)]
     return _Run(run_id, 1 + max(numbers, default=0), every, chosen)

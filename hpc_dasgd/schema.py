@@ -127,4 +127,5 @@ def reason(error: Exception) -> str:
     number = getattr(error, "errno", None) or re.search(r"errno = (\d+)", str(error))
     if number:
         return os.strerror(number if isinstance(number, int) else int(number[1]))
-    return str(error).splitlines()[0].strip("'\"")
+    text = str(error.args[0] if isinstance(error, KeyError) else error)  # as text a KeyError has quotes
+    return text.splitlines()[0]

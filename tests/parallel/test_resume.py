@@ -232,6 +232,15 @@ def test_what_does_not_fit_the_run_is_refused(train_on, comm, changes, message):
         hpc_dasgd.train(settings(100) | changes, comm=comm, run=run, resume=True)
 
 
+@pytest.mark.parallel([1])
+def test_a_run_file_whose_settings_cannot_be_read_is_named(comm, tmp_path):
+    run = hpc_dasgd.train(settings(50), comm=comm, run=tmp_path / "run").run
+    with h5py.File(run / "run.h5", "r+") as file:
+        file.attrs["config"] = file.attrs["config"].replace('"read"', '"reed"')
+    with pytest.raises(hpc_dasgd.ConfigError, match=r"needs the run\.h5 of .*`exchange.kind`.*'reed'"):
+        hpc_dasgd.train(settings(100), comm=comm, run=run, resume=True)
+
+
 @pytest.mark.parallel([2])
 def test_a_run_is_never_overwritten_and_resume_needs_to_know_where(train_on, comm):
     run = train_on(2, settings(50)).run
