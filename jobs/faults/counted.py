@@ -1,0 +1,100 @@
+"""An objective whose parameters tell which updates are in them; `trials` trains it.
+
+Each rank's updates touch elements of its own. They are positive integers that depend on the rank and the version alone,
+so that float64 adds them exactly in any order, and no two counts of updates have the same sum.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+MAX_RANKS = 5
+N_OWN = 40  # elements of a rank
+N_PARAMS = MAX_RANKS * N_OWN
+INITIAL = np.arange(N_PARAMS, dtype=np.float64)
+_PERIOD = 997  # versions, after which updates repeat
+_UNIT = 60  # a multiple of all numbers of ranks: means are integers too
+_MAX_VERSIONS = 1 << 18
+
+
+class Updates:
+    """The updates of one rank, by version: gradients with the sign turned."""
+
+    def __init__(self, rank: int):
+        self._own = slice(rank * N_OWN, (rank + 1) * N_OWN)
+        rows = _UNIT * np.random.default_rng(rank).integers(1, 1000, (_PERIOD, N_OWN))
+        self._rows = rows.astype(np.float64)
+        self._sums = np.concatenate([np.zeros((1, N_OWN), np.int64), np.cumsum(rows, axis=0)])
+
+    def __getitem__(self, version: int) -> np.ndarray:
+        update = np.zeros(N_PARAMS)
+        update[self._own] = self._rows[version % _PERIOD]
+        return update
+
+    def fill(self, version: int, out: np.ndarray) -> None:
+        out.fill(0)
+        np.negative(self._rows[version % _PERIOD], out=out[self._own])
+
+    def sum_to(self, version: int) -> np.ndarray:
+        """Sum of the first `version` updates, shape (N_PARAMS,)."""
+        total = np.zeros(N_PARAMS)
+        total[self._own] = self._own_sum(version)
+        return total
+
+    def counts(self, total: np.ndarray, at_most: int) -> np.ndarray | None:
+        """By own element how many of the first updates add up to `total`; None where no number does."""
+        sums = np.stack([self._own_sum(version) for version in range(at_most + 1)])
+        found = (sums == total[self._own]).argmax(axis=0)
+        return found if (sums[found, np.arange(N_OWN)] == total[self._own]).all() else None
+
+    def _own_sum(self, version: int) -> np.ndarray:
+        return version // _PERIOD * self._sums[-1] + self._sums[version % _PERIOD]
+
+
+class Counted:
+    """The objective; notes when each gradient was taken, in a file of each rank that outlives its process.
+
+    Parameters
+    ----------
+    record : path
+        Folder of these files.
+    step_ms : float
+        What a gradient takes at the least.
+    """
+
+    def __init__(self, record: str, step_ms: float):
+        self._record, self._step_s = Path(record), step_ms / 1e3
+        self._updates = self._times = None
+
+    def initial(self, rng) -> np.ndarray:
+        return INITIAL
+
+    def loss_and_gradient(self, parameters: np.ndarray, batch, out: np.ndarray) -> float:
+        _, rank, version = batch.source
+        if self._updates is None:
+            self._updates = Updates(rank)
+            self._times = np.memmap(record_path(self._record, rank), np.float64, "w+", shape=(_MAX_VERSIONS,))
+        time.sleep(self._step_s)
+        self._updates.fill(version, out)
+        self._times[version] = time.time()
+        return float(parameters.mean())
+
+
+def make(data, record: str, step_ms: float = 1.0) -> Counted:
+    """The factory, for ``objective.kind``."""
+    return Counted(record, step_ms)
+
+
+def record_path(folder: Path, rank: int) -> Path:
+    return Path(folder) / f"rank_{rank}.f8"
+
+
+def has_begun(folder: Path, rank: int) -> bool:
+    """Whether `rank` computes."""
+    return record_path(folder, rank).exists()
+
+
+def times_of(folder: Path, rank: int) -> np.ndarray:
+    """When each version of `rank` was computed, by the clock of the machine; 0 where it was not."""
+    return np.fromfile(record_path(folder, rank)) if has_begun(folder, rank) else np.zeros(_MAX_VERSIONS)
