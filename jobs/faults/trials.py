@@ -42,7 +42,7 @@ _STEP_MS = 1.0
 _MORE_GRADIENTS = 800  # of the last start, about half a second
 
 
-def perform(number: int, seed: int, folder: Path, mounts: bool) -> dict:
+def perform(number: int, seed: int, folder: Path, mounts: bool, every_s: tuple[float, float] = (0.3, 1.0)) -> dict:
     """One trial, all of it drawn from `(seed, number)`.
 
     Parameters
@@ -52,6 +52,8 @@ def perform(number: int, seed: int, folder: Path, mounts: bool) -> dict:
         Empty, for all its files.
     mounts : bool
         Whether small disks can be mounted.
+    every_s : (float, float)
+        From where to where ``checkpoint.every_s`` is.
 
     Returns
     -------
@@ -61,7 +63,7 @@ def perform(number: int, seed: int, folder: Path, mounts: bool) -> dict:
     kind = KINDS[number % len(KINDS)]
     if kind == "disk full" and not mounts:
         return {"trial": number, "kind": kind, "skipped": "mounting a small disk needs root", "wrong": ""}
-    trial, wrong, refused = _Trial(kind, np.random.default_rng([seed, number]), folder), "", False
+    trial, wrong, refused = _Trial(kind, np.random.default_rng([seed, number]), folder, every_s), "", False
     begun_s = time.monotonic()
     try:
         with damage.small_disk(trial.disk) if kind == "disk full" else nullcontext():
@@ -87,10 +89,10 @@ def perform(number: int, seed: int, folder: Path, mounts: bool) -> dict:
 
 
 class _Trial:
-    def __init__(self, kind: str, rng: np.random.Generator, folder: Path):
+    def __init__(self, kind: str, rng: np.random.Generator, folder: Path, every_s: tuple[float, float]):
         self._kind, self._rng, self._folder = kind, rng, folder
         exchange, optimizer = _SETTINGS[rng.integers(len(_SETTINGS))]
-        self._every_s = round(float(rng.uniform(0.3, 1.0)), 3)
+        self._every_s = round(float(rng.uniform(*every_s)), 3)
         self.settings = {"exchange": exchange, "optimizer": optimizer, "every_s": self._every_s}
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
@@ -136,6 +138,8 @@ class _Trial:
             end(job)
             status, errors = job.wait(), job.errors
         self.what.append(f"{n_ranks} ranks, exit status {status}")
+        if end == self._fill_the_disk and status != 0:
+            ledger.bad_log = True  # it lacks at least what had waited for room
         ledger.check_ended(status, errors)
         ledger.check_start(found, number, n_ranks, self._record, before, (status, errors))
         ledger.check_logs()

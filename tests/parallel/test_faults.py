@@ -23,7 +23,8 @@ def job():
 def test_nothing_wrong_is_accepted_and_little_is_lost(job, tmp_path, number):
     damage, trials = job
     assert len(trials.KINDS) == 13
-    found = trials.perform(number, SEED, tmp_path / "trial", damage.may_mount(tmp_path / "tried"))
+    mounts = damage.may_mount(tmp_path / "tried")
+    found = trials.perform(number, SEED, tmp_path / "trial", mounts, every_s=(0.2, 0.3))
     if "skipped" in found:
         pytest.skip(found["skipped"])
     assert not found["wrong"], found
