@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd import objectives, schema
+from hpc_dasgd import checkpointset, objectives, schema
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.diskfaults import FAULTS
@@ -230,16 +230,22 @@ class Run:
     def parameters(self) -> dict[str, np.ndarray]:
         """Final parameters by name, each in its shape; one flat ``parameters`` where they have no names.
 
+        Of a run that is not complete those of its newest good checkpoints.
+
         Raises
         ------
         ConfigError
-            If the run is not complete.
+            If there are none.
         """
-        if self.final is None:
-            raise ConfigError(f"{self.directory} has no final parameters: its status is {self.status!r}")
-        shapes = self.parameter_shapes or {"parameters": [self.final.size]}
+        flat = self.final
+        if flat is None:
+            flat = checkpointset.parameters(self.directory, self.attributes.get("run_id", ""))
+        if flat is None:
+            reasons = f"its status is {self.status!r}, and it has no good checkpoint of every rank"
+            raise ConfigError(f"{self.directory} has no final parameters: {reasons}")
+        shapes = self.parameter_shapes or {"parameters": [flat.size]}
         ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-        parts = np.split(self.final, ends[:-1])
+        parts = np.split(flat, ends[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     @cached_property

@@ -73,9 +73,6 @@ class Header:
     rank: int
     n_ranks: int
     combines: str
-    contributes: bool
-    n_params: int
-    dtype: str
     version: int
     gradients: int
     t_s: float
@@ -119,6 +116,11 @@ def paths(directory: Path) -> dict[int, list[Path]]:
     return found
 
 
+def rank_of(path: Path) -> int:
+    """The rank whose checkpoint a file should be, by its name."""
+    return int(_NAME.fullmatch(path.name)[1])
+
+
 def slot_of(path: Path) -> int:
     """The slot of a checkpoint file."""
     return int(_NAME.fullmatch(path.name)[2])
@@ -132,7 +134,8 @@ def look(path: Path) -> Header:
     CheckpointError
         If it is no checkpoint, or has not its full length.
     """
-    return Header(**_read_user_block(path)["header"])
+    with _reading(path):
+        return Header(**_read_user_block(path)["header"])
 
 
 class Saved:
@@ -234,7 +237,6 @@ class Writer:
 
     Attributes
     ----------
-    n_written : int
     longest_stall_s : float
         The longest time that training waited for a copy.
     """
@@ -254,7 +256,6 @@ class Writer:
         self._copies: dict[str, np.ndarray] = {}
         self._next_s = -math.inf
         self._failed = False
-        self.n_written = 0
         self.longest_stall_s = 0.0
 
     def reserve(self, state: State, now_s: float) -> None:
@@ -298,14 +299,13 @@ class Writer:
         try:
             self._before_write()
             write(path, header, state)
-        except FAULTS as error:
+        except Exception as error:  # whatever it is, training goes on, and is told so
             self._next_s = min(self._next_s, header.t_s + RETRY_S)
             if not self._failed:
                 self._warn(f"cannot write checkpoint {_short(path)}: {schema.reason(error)}; training goes on")
             self._failed = True
         else:
             self._failed = False
-            self.n_written += 1
             self._slot = (self._slot + 1) % self._keep
 
     def _copied(self, state: State) -> State:
@@ -353,6 +353,7 @@ def _make(path: Path, header: Header, state: State) -> list[tuple[int, np.ndarra
                 else:
                     group.attrs[name] = value
         extents = [(created.get_offset(), values) for created, values in places]
+        file.flush()  # a file that failed to close could not be given up
         file.close()
     except FAULTS as error:
         give_up(file)

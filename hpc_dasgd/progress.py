@@ -19,6 +19,10 @@ class Progress:
         The budget, where there is one.
     shown : bool
         False on ranks that show nothing.
+    begun_s : float
+        When this start of the run began, on its clock.
+    begun_gradients : int
+        Gradients of all ranks before.
 
     Attributes
     ----------
@@ -26,17 +30,18 @@ class Progress:
         The same.
     """
 
-    def __init__(self, n_gradients: int | None, shown: bool):
+    def __init__(self, n_gradients: int | None, shown: bool, begun_s: float = 0.0, begun_gradients: int = 0):
         self._n_gradients = n_gradients
         self._bar = None
         self.shown = shown
-        self._next_s = self._every_s = 1.0
-        self._last = (0.0, 0, 0, 0)
+        self._every_s = 1.0
+        self._last = (begun_s, 0, begun_gradients, 0)
         if shown and is_terminal(sys.stderr):
             from tqdm import tqdm
 
             self._bar = tqdm(
                 total=n_gradients,
+                initial=begun_gradients,
                 unit=" gradients",
                 unit_scale=True,
                 file=sys.stderr,
@@ -44,7 +49,8 @@ class Progress:
                 miniters=1,
                 mininterval=0.1,
             )
-            self._next_s = self._every_s = BAR_EVERY_S
+            self._every_s = BAR_EVERY_S
+        self._next_s = begun_s + self._every_s
 
     def __enter__(self):
         return self

@@ -8,7 +8,7 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +16,14 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from hpc_dasgd import checkpoint, launch, schema
+from hpc_dasgd import checkpoint, checkpointset, launch, schema
+from hpc_dasgd.analysis import open_run
 from hpc_dasgd.checkpoint import Header
+from hpc_dasgd.checkpointset import File
 from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.diskfaults import FAULTS
-from hpc_dasgd.errors import CheckpointError, ConfigError
+from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.generations import read_generation
 
 _BLOCK_PARAMS = 1 << 24  # that ranks exchange at once
 
@@ -31,7 +34,7 @@ class Start:
 
     Attributes
     ----------
-    x0 : ndarray, shape (n_params,)
+    x0 : ndarray, shape (n_params,), or None
     run_id : str
     generation : int
         0 for a new run.
@@ -49,7 +52,7 @@ class Start:
         The stepsize that was chosen for the run, as JSON; empty where none was.
     """
 
-    x0: np.ndarray
+    x0: np.ndarray | None
     run_id: str
     generation: int
     parent: int
@@ -63,6 +66,11 @@ class Start:
     def gradients(self) -> int:
         """Of all ranks in earlier generations."""
         return int(self.versions_before.sum())
+
+    @property
+    def without_arrays(self) -> "Start":
+        """The same without parameters and optimizer state, once these are where they belong."""
+        return replace(self, x0=None, optimizer_state=None)
 
 
 def begin(comm, x0: np.ndarray) -> Start:
@@ -93,90 +101,77 @@ def resume(comm, directory: Path, config: Config, x0: np.ndarray, warn: Callable
     """
     run = comm.bcast(launch.agreed(comm, lambda: _read_run(directory) if comm.rank == 0 else None), root=0)
     files, problems = _look(comm, directory, run.run_id)
-    newest = _newest_set(files)
-    while newest is not None and (damaged := _verify(comm, newest)):
+    while (newest := checkpointset.newest(files)) is not None and (damaged := _verify(comm, newest)):
         problems += damaged.values()
         files = [file for file in files if file.path not in damaged]
-        newest = _newest_set(files)
     for problem in problems if comm.rank == 0 else ():
         warn(problem)
     if newest is None:
-        found = "; ".join(problems) or f"there is none in {directory / checkpoint.DIRECTORY}"
+        if comm.bcast(comm.rank == 0 and _never_began(directory, files, problems), root=0):
+            before = np.zeros(max(comm.size, run.n_ranks), np.int64)
+            return Start(x0, run.run_id, run.n_generations, parent=0, versions_before=before, begun_s=0.0)
+        found = "; ".join([*problems, _missing(files)])
         raise _on_all(ConfigError(f"--resume needs a good checkpoint of every rank of {directory}: {found}"))
     launch.agreed(comm, lambda: _check(directory, newest[0].header, run, config, x0))
-    return _combine(comm, newest, run, config, x0)
+    chosen = comm.bcast(_chosen(directory, newest[0].header.generation) if comm.rank == 0 else None, root=0)
+    return _combine(comm, newest, run, config, x0, chosen)
 
 
 class _Run(NamedTuple):
     """What ``run.h5`` says of the run."""
 
     run_id: str
+    n_ranks: int
     n_generations: int
     versions_every: int
-    chosen: str
-
-
-class _File(NamedTuple):
-    path: Path
-    header: Header
 
 
 def _read_run(directory: Path) -> _Run:
     path = directory / schema.RUN_FILE
     try:
         with h5py.File(path) as file:
-            run_id, text, chosen = (file.attrs[name] for name in ("run_id", "config", "stepsize_chosen"))
+            run_id, text, n_ranks = (file.attrs[name] for name in ("run_id", "config", "n_ranks"))
         every = load_config(tomllib.loads(text)).log.versions_every
     except FAULTS as error:  # of settings too
         raise ConfigError(f"--resume needs the {schema.RUN_FILE} of {directory}: {schema.reason(error)}") from None
     numbers = [int(folder.name.rpartition("_")[2]) for folder in directory.glob(schema.GENERATIONS)]
-    return _Run(run_id, 1 + max(numbers, default=0), every, chosen)
+    return _Run(run_id, int(n_ranks), 1 + max(numbers, default=0), every)
 
 
-def _look(comm, directory: Path, run_id: str) -> tuple[list[_File], list[str]]:
+def _chosen(directory: Path, generation: int) -> str:
+    return read_generation(directory, generation).attributes["stepsize_chosen"]
+
+
+def _look(comm, directory: Path, run_id: str) -> tuple[list[File], list[str]]:
     """All files that look good from outside, and what is wrong with the others. Collective."""
     listed = comm.bcast(checkpoint.paths(directory) if comm.rank == 0 else None, root=0)
-    files, problems = [], []
-    for path in (path for rank in sorted(listed)[comm.rank :: comm.size] for path in listed[rank]):
-        try:
-            header = checkpoint.look(path)
-            if header.run_id != run_id:
-                raise CheckpointError(f"{path.parent.name}/{path.name} is of another run")
-            if checkpoint.path_of(directory, header.rank, 0).name.partition(".")[0] != path.name.partition(".")[0]:
-                raise CheckpointError(f"{path.parent.name}/{path.name} is of rank {header.rank}")
-        except CheckpointError as error:
-            problems.append(str(error))
-        else:
-            files.append(_File(path, header))
-    everything = [comm.allgather(files), comm.allgather(problems)]
-    return tuple([one for some in of_ranks for one in some] for of_ranks in everything)
+    own_share = [path for rank in sorted(listed)[comm.rank :: comm.size] for path in listed[rank]]
+    files, problems = zip(*comm.allgather(checkpointset.look(own_share, run_id)), strict=True)
+    return [file for some in files for file in some], [problem for some in problems for problem in some]
 
 
-def _newest_set(files: list[_File]) -> list[_File] | None:
-    """The newest file of each rank, of the newest generation from which all that is needed is there."""
-    for generation in sorted({file.header.generation for file in files}, reverse=True):
-        of_rank = {}
-        for file in sorted(files, key=lambda file: file.header.t_s):
-            if file.header.generation == generation:
-                of_rank[file.header.rank] = file
-        newest = [of_rank[rank] for rank in sorted(of_rank)]
-        header = newest[0].header
-        # A replica is a state of the run by itself; of contributions all are needed.
-        enough = header.combines == "newest" or len(newest) == header.n_ranks
-        if enough and any(file.header.contributes for file in newest):
-            return newest
-    return None
-
-
-def _verify(comm, files: list[_File]) -> dict[Path, str]:
+def _verify(comm, files: list[File]) -> dict[Path, str]:
     """Read all of the files, each on one rank, and say which are damaged. Collective."""
-    damaged = {}
-    for file in files[comm.rank :: comm.size]:
-        try:
-            checkpoint.verify(file.path)
-        except CheckpointError as error:
-            damaged[file.path] = str(error)
-    return {path: problem for some in comm.allgather(damaged) for path, problem in some.items()}
+    damaged = comm.allgather(checkpointset.verify(files[comm.rank :: comm.size]))
+    return {path: problem for some in damaged for path, problem in some.items()}
+
+
+def _missing(files: list[File]) -> str:
+    """Say which ranks of the newest generation have no good checkpoint."""
+    newest = max((file.header for file in files), key=lambda header: header.generation, default=None)
+    if newest is None:
+        return "there is none"
+    present = {file.header.rank for file in files if file.header.generation == newest.generation}
+    missing = [str(rank) for rank in range(newest.n_ranks) if rank not in present]
+    shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
+    return f"of generation {newest.generation} there is none of rank {shown}"
+
+
+def _never_began(directory: Path, files: list[File], problems: list[str]) -> bool:
+    """Whether the run ended before its first step, when not every rank had a checkpoint yet."""
+    if problems or any(file.header.generation or file.header.version for file in files):
+        return False
+    return not open_run(directory).counts.any()
 
 
 def _check(directory: Path, header: Header, run: _Run, config: Config, x0: np.ndarray) -> None:
@@ -186,16 +181,18 @@ def _check(directory: Path, header: Header, run: _Run, config: Config, x0: np.nd
             f"--resume needs an objective of {header.n_params} parameters of {header.dtype}, as {directory} has, "
             f"got {x0.size} of {x0.dtype.name}"
         )
+    if header.combines == "own" and config.exchange.kind != "none":
+        raise ConfigError(f"`exchange.kind` must stay none to resume {directory}, got {config.exchange.kind}")
     if config.log.versions_every != run.versions_every:
         names = {0: "none", 1: "full"}
         rule = f"must stay {names.get(run.versions_every, f'every {run.versions_every}')!r} with --resume"
         raise ConfigError(f"`log.versions` {rule}, got {config.log.versions!r}")
 
 
-def _combine(comm, newest: list[_File], run: _Run, config: Config, like: np.ndarray) -> Start:
+def _combine(comm, newest: list[File], run: _Run, config: Config, like: np.ndarray, chosen: str) -> Start:
     """Parameters, versions and optimizer state for a new generation. Collective."""
     header = newest[0].header
-    best = max(newest, key=lambda file: (file.header.contributes, file.header.gradients))
+    best = checkpointset.best(newest)
     of_rank = {file.header.rank: file for file in newest}
     # What a rank takes over from one rank of the generation before; with more ranks than there were, from one of those.
     model = of_rank.get(comm.rank % header.n_ranks, best)
@@ -222,11 +219,11 @@ def _combine(comm, newest: list[_File], run: _Run, config: Config, like: np.ndar
         begun_s=max(file.header.t_s for file in newest),
         slot=0 if own is None else checkpoint.slot_of(own.path) + 1,
         optimizer_state=optimizer_state,
-        chosen=run.chosen,
+        chosen=chosen,
     )
 
 
-def _versions(newest: list[_File], best: _File, n_ranks: int) -> np.ndarray:
+def _versions(newest: list[File], best: File, n_ranks: int) -> np.ndarray:
     """Updates of each rank that are in the combined parameters."""
     with checkpoint.Saved(best.path) as saved:
         known = saved.versions

@@ -48,7 +48,8 @@ class Checkpoints:
         log: RankLog,
         warn: Callable[[str], None],
     ):
-        self._config, self._start, self._replicas, self._optimizer, self._log = config, start, replicas, optimizer, log
+        self._config, self._replicas, self._optimizer, self._log = config, replicas, optimizer, log
+        self._start = start.without_arrays
         self._rank = replicas.comm.rank
         # At the start, what rank 0 holds is all there is; only ranks that never hear of each other differ.
         says_all = self._rank == 0 or replicas.combines == "own"
@@ -69,8 +70,9 @@ class Checkpoints:
         self._log.flush()
         self._writer.begin(self._header(now_s), self._state())
 
-    def finish(self) -> None:
-        """Wait until nothing is being written."""
+    def save(self, now_s: float) -> None:
+        """Write one, and wait until it is on the disk."""
+        self.begin(now_s)
         self._writer.finish()
 
     @property

@@ -23,7 +23,7 @@ SCHEMA = 1
 FORMAT = ("v110", "v110")
 RUN_FILE = "run.h5"
 RANK_FILES = "rank_*.h5"
-GENERATIONS = "generation_?????"
+GENERATIONS = f"generation_{'[0-9]' * 5}"
 
 
 class Column(NamedTuple):

@@ -190,11 +190,12 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     checkpoints = launch.agreed(
         comm, lambda: Checkpoints(directory, config, start, replicas, optimizer, log, launch.warn)
     )
+    start, x0 = start.without_arrays, None
     clock = Clock(comm, host, start.begun_s)
 
     # NumPy's warnings of overflow would come from every rank, ahead of the one error that says where.
     quiet = np.errstate(over="ignore", invalid="ignore")
-    bar = Progress(config.budget.gradients, progress and rank == 0)
+    bar = Progress(config.budget.gradients, progress and rank == 0, start.begun_s, start.gradients)
     missed = 0
     with log, quiet, bar:
         while True:
@@ -249,11 +250,14 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
                 )
 
         seconds = clock.now()
-        # What every rank has done is safe first. Then every update of every rank into every replica.
-        checkpoints.begin(seconds)
-        checkpoints.finish()
+        # What this rank has done is safe first, where it holds just that; then every update into every replica.
+        holds_own = replicas.combines in ("sum", "own")
+        if holds_own:
+            checkpoints.save(seconds)
         stopped = next(filter(None, replicas.allgather(signals.received)), "")
         settled = replicas.settle()
+        if not holds_own:
+            checkpoints.save(seconds)
         if not stopped:
             evaluation.run(replicas, clock.now(), settled.consensus_distance)
 

@@ -23,7 +23,8 @@ def train(options) -> int:
     if comm.rank == next(rank for rank in range(comm.size) if rank not in result.died):
         for text in result.missing:
             print(f"{PROGRAM}: missing: {text}", file=sys.stderr)
-        again = shlex.join([PROGRAM, "train", options.config, "--run", str(result.run), "--resume"])
+        settings = [word for override in options.set for word in ("--set", override)]
+        again = shlex.join([PROGRAM, "train", options.config, *settings, "--run", str(result.run), "--resume"])
         rate = result.gradients / result.seconds if result.seconds > 0 else math.nan
         measured = {"loss": result.loss, "accuracy": result.accuracy}
         reached = [f"{name} {value:.4g}" for name, value in measured.items() if math.isfinite(value)]
@@ -187,5 +188,6 @@ def convert(options) -> None:
 def export(options) -> None:
     from hpc_dasgd import analysis
 
-    analysis.export(analysis.open_run(options.run), options.parameters)
-    print(f"parameters: {options.parameters}")
+    run = analysis.open_run(options.run)
+    analysis.export(run, options.parameters)
+    print(f"parameters: {options.parameters}{'' if run.final is not None else ', of the newest checkpoints'}")

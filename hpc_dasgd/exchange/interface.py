@@ -122,7 +122,7 @@ class Exchange(ABC):
         return 0
 
     def allgather(self, value) -> list:
-        """What every rank passes as `value`, by rank; None for a rank that died. Collective; after `settle`."""
+        """What every rank passes as `value`, by rank; None for a rank that died. Collective."""
         return self.comm.allgather(value)
 
     def consensus_distance(self) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd import checkpoint, objectives
+from hpc_dasgd import checkpoint, checkpointset, objectives
 
 N_PARAMS = 60
 EXCHANGES = {
@@ -255,6 +255,54 @@ def test_a_run_is_never_overwritten_and_resume_needs_to_know_where(train_on, com
     comm.Barrier()
     with pytest.raises(hpc_dasgd.ConfigError, match="holds no run yet"):
         hpc_dasgd.train(settings(100), comm=comm, run=run, resume=True)
+
+
+@pytest.mark.parallel([2])
+def test_a_start_that_was_killed_before_its_first_step_is_begun_again(train_on, comm):
+    """Not every rank has a checkpoint then, and the same command has to serve."""
+    directory = train_on(2, settings(100)).run
+    if comm.rank == 0:
+        for path in directory.glob("rank_*.h5"):
+            path.unlink()
+        shutil.rmtree(directory / "checkpoint")
+    result = train_on(2, settings(150), resume=True)
+    if comm.rank == 0:
+        run = hpc_dasgd.open_run(directory)
+        assert [(generation.number, generation.parent) for generation in run.generations] == [(0, -1), (1, 0)]
+        assert run.counts.sum() == len(run.gradients) == result.gradients >= 150
+        for path in checkpoint.paths(directory)[0]:
+            path.unlink()
+    comm.Barrier()
+    with pytest.raises(hpc_dasgd.ConfigError, match="of generation 1 there is none of rank 0"):
+        hpc_dasgd.train(settings(200), comm=comm, run=directory, resume=True)
+
+
+@pytest.mark.parallel([2])
+def test_ranks_that_trained_alone_cannot_go_on_together(train_on, comm):
+    run = train_on(2, settings(100, exchange={"kind": "none"})).run
+    with pytest.raises(hpc_dasgd.ConfigError, match="`exchange.kind` must stay none"):
+        hpc_dasgd.train(settings(200), comm=comm, run=run, resume=True)
+    second = train_on(2, settings(200, exchange={"kind": "none"}), resume=True)
+    assert second.gradients >= 200
+
+
+@pytest.mark.parallel([3])
+@pytest.mark.parametrize("exchange", ["complete", "accumulate", "push-sum", "allreduce"])
+def test_a_finished_run_goes_on_from_where_it_ended(train_on, comm, exchange):
+    """And what checkpoints hold can be exported."""
+    first = train_on(
+        3, settings(200, exchange=EXCHANGES[exchange] | ({"every": 5} if exchange == "accumulate" else {}))
+    )
+    if comm.rank == 0:
+        run_id = hpc_dasgd.open_run(first.run).attributes["run_id"]
+        saved = checkpointset.parameters(first.run, run_id)
+        np.testing.assert_allclose(saved, first.parameters, rtol=0, atol=1e-12)
+    comm.Barrier()
+    train_on(2, settings(250, exchange=EXCHANGES["complete"]), resume=True)
+    if comm.rank == 0:
+        with h5py.File(first.run / "generation_00001" / "run.h5") as file:
+            np.testing.assert_allclose(file["x0"][:], first.parameters, rtol=0, atol=1e-12)
+            assert file.attrs["versions_before"].sum() == first.gradients
 
 
 @pytest.mark.parallel([2])

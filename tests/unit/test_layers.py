@@ -34,6 +34,7 @@ FLOORS = {
     "diskfaults": 1,
     "generations": 1,
     "checkpoint": 1,
+    "checkpointset": 1,
     "signals": 1,
     "data": 1,
     "batches": 1,
@@ -75,7 +76,7 @@ WITHOUT_MPI = (
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
     *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "recomputation"),
-    *("checkpoint", "signals", "slurm"),
+    *("checkpoint", "checkpointset", "signals", "slurm"),
 )
 
 
