@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the files of trials")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after these")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that disks are unmounted and jobs ended
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     mounts = damage.may_mount(folder / "tried")
     found, begun_s = [], time.monotonic()
