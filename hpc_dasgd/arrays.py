@@ -56,18 +56,44 @@ def into(out, function, *arguments, **options):
     """Write ``function(*arguments, **options)`` into `out`.
 
     Without a temporary in NumPy and CuPy. The array API standard knows no ``out=``; elsewhere the
-    result is assigned.
+    result is assigned. Truth values become 0 and 1.
 
     Parameters
     ----------
     out : array
-        Overwritten; shape and dtype of the result.
+        Overwritten; shape and dtype of the result, or floating where that is boolean.
     function : callable
         A function of the namespace of `out`.
     *arguments, **options
         Passed on.
     """
-    if namespace(out).__name__ in _WITH_OUT:
+    xp = namespace(out)
+    if xp.__name__ in _WITH_OUT:
         function(*arguments, out=out, **options)
     else:
-        out[...] = function(*arguments, **options)
+        out[...] = xp.astype(function(*arguments, **options), out.dtype, copy=False)
+
+
+def windows(images, size):
+    """Return all square windows of images: a view in NumPy and CuPy, not to be written to, elsewhere a copy.
+
+    Parameters
+    ----------
+    images : array, shape (n_channels, height, width, n_rows)
+    size : int
+        Height and width of a window, no more than those of the images.
+
+    Returns
+    -------
+    windows : array, shape (n_channels, size, size, height - size + 1, width - size + 1, n_rows)
+        Element ``[c, i, j, y, x, n]`` is ``images[c, y + i, x + j, n]``.
+    """
+    xp = namespace(images)
+    n_channels, height, width, n_rows = images.shape
+    height, width = height - size + 1, width - size + 1
+    shape = (n_channels, size, size, height, width, n_rows)
+    if xp.__name__ in _WITH_OUT:
+        by_channel, by_y, by_x, by_row = images.strides
+        return xp.lib.stride_tricks.as_strided(images, shape, (by_channel, by_y, by_x, by_y, by_x, by_row))
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    return xp.reshape(xp.stack([images[:, i : i + height, j : j + width, :] for i, j in shifts], axis=1), shape)

@@ -67,3 +67,28 @@ def test_into_without_out(dtype):
     assert np.array_equal(np.asarray(whole), expected) and whole.dtype == getattr(xp, dtype)
     arrays.into(alias, xp.sum, xp.asarray(b), axis=0)
     assert np.array_equal(np.asarray(whole)[1], b.sum(axis=0))
+
+
+@pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
+def test_into_makes_numbers_of_truth_values(library):
+    xp = pytest.importorskip(library)
+    out = xp.zeros(3, dtype=xp.float32)
+    arrays.into(out, xp.greater, xp.asarray([1.0, 2.0, 3.0]), xp.asarray([2.0, 2.0, 2.0]))
+    assert np.asarray(out).tolist() == [0, 0, 1] and out.dtype == xp.float32
+
+
+@pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
+def test_windows_of_images(library):
+    xp = pytest.importorskip(library)
+    images = np.arange(2.0 * 5 * 6 * 3).reshape(2, 5, 6, 3)
+    for given in (images, images[:, :4, 1:, ::2]):
+        n_channels, height, width, n_rows = given.shape
+        found = np.asarray(arrays.windows(xp.asarray(given), 3))
+        assert found.shape == (n_channels, 3, 3, height - 2, width - 2, n_rows)
+        for c, i, j, y, x, n in np.ndindex(found.shape):
+            assert found[c, i, j, y, x, n] == given[c, y + i, x + j, n]
+
+
+def test_windows_are_a_view_in_numpy():
+    images = np.zeros((1, 4, 4, 2))
+    assert np.shares_memory(arrays.windows(images, 3), images)
