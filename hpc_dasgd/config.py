@@ -54,7 +54,7 @@ class DataConfig:
 class ObjectiveConfig:
     """`kind` and whatever else stands in the table, which goes to the objective as keyword arguments."""
 
-    kind: str = _setting("mlp", TEXT, 'quadratic, logistic, softmax, mlp or "package.module:factory"')
+    kind: str = _setting("mlp", TEXT, 'quadratic, logistic, softmax, mlp, cnn or "package.module:factory"')
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -36,6 +36,10 @@ def _is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_widths(value) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(POSITIVE_INTEGER.accepts, value))
+
+
 def _is_text(value) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
@@ -67,6 +71,8 @@ POSITIVE = Rule("a positive number", lambda value: _is_number(value) and value >
 NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 FRACTION = Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
 POSITIVE_INTEGER = Rule("a positive integer", lambda value: _is_integer(value) and value > 0)
+ODD = Rule("an odd positive integer", lambda value: _is_integer(value) and value > 0 and value % 2 == 1)
+WIDTHS = Rule("a list of at least one positive integer", _is_widths)
 SEVERAL = Rule("an integer of at least 2", lambda value: _is_integer(value) and value >= 2)
 SHARE = Rule("a number between 0 and 1, neither of them", lambda value: _is_number(value) and 0 < value < 1)
 STEPSIZE = Rule('a positive number or "bound"', lambda value: value == "bound" or (_is_number(value) and value > 0))

@@ -22,6 +22,7 @@ _SHIPPED = {
     "logistic": "hpc_dasgd.objectives.logistic:logistic",
     "softmax": "hpc_dasgd.objectives.softmax:softmax",
     "mlp": "hpc_dasgd.objectives.mlp:mlp",
+    "cnn": "hpc_dasgd.objectives.cnn:cnn",
 }
 _WITHOUT_DATA = {"quadratic"}
 _REQUIRED = ("initial", "loss_and_gradient")
@@ -64,14 +65,17 @@ def configured(config: Config) -> tuple[Objective, Dataset | None]:
 
 
 def describe() -> dict[str, str]:
-    """Return, for each kind that ships, one line: what it is, and its options with their defaults."""
+    """Return, for each kind that ships, one line: what it is, and its options with their defaults, if any."""
     return {kind: _line(_load(path)) for kind, path in _SHIPPED.items()}
 
 
 def _line(factory: Callable) -> str:
     summary = inspect.getdoc(factory).partition("\n")[0]
-    options = ", ".join(f"{option.name} = {json.dumps(option.default)}" for option in _options(factory))
-    return f"{summary} {options}"
+    return f"{summary} {', '.join(map(_with_default, _options(factory)))}"
+
+
+def _with_default(option: inspect.Parameter) -> str:
+    return option.name if option.default is None else f"{option.name} = {json.dumps(option.default)}"
 
 
 def _options(factory: Callable) -> list[inspect.Parameter]:

@@ -4,12 +4,8 @@ from collections.abc import Sequence
 
 from hpc_dasgd.objectives.losses import CROSS_ENTROPY, HALF_SQUARED_ERROR
 from hpc_dasgd.objectives.network import ACTIVATIONS, Network
-from hpc_dasgd.rules import POSITIVE_INTEGER, Rule, one_of
+from hpc_dasgd.rules import WIDTHS, one_of
 
-_WIDTHS = Rule(
-    "a list of at least one positive integer",
-    lambda value: isinstance(value, list | tuple) and value and all(map(POSITIVE_INTEGER.accepts, value)),
-)
 _ACTIVATION = one_of(*ACTIVATIONS)
 
 
@@ -33,7 +29,7 @@ def mlp(data, *, hidden: Sequence[int] = (128, 128), activation: str = "relu") -
     ConfigError
         If an option is out of range.
     """
-    _WIDTHS.check("objective.hidden", hidden)
+    WIDTHS.check("objective.hidden", hidden)
     chosen = ACTIVATIONS[_ACTIVATION.check("objective.activation", activation)]
     if data.n_classes is None:
         return Network((data.n_features, *hidden, data.n_targets), HALF_SQUARED_ERROR, chosen)

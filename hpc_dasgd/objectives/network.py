@@ -83,12 +83,9 @@ class Network:
     ):
         self._widths, self._loss, self._activation, self._l2 = tuple(widths), loss, activation, l2
         self.constants = constants
-        self.parameter_shapes = {}
-        for layer, shape in enumerate(pairwise(self._widths), start=1):
-            self.parameter_shapes[f"layer{layer}.weight"] = shape
-            self.parameter_shapes[f"layer{layer}.bias"] = shape[1:]
-        self._parameters = _Layers(self.parameter_shapes.values())
-        self._gradients = _Layers(self.parameter_shapes.values())
+        self.parameter_shapes = layer_names([part for shape in pairwise(self._widths) for part in (shape, shape[1:])])
+        self._parameters = Views(self.parameter_shapes.values())
+        self._gradients = Views(self.parameter_shapes.values())
         self._activations = _Buffers(self._widths[1:])
         self._deltas = _Buffers(self._widths[1:-1])
 
@@ -96,17 +93,20 @@ class Network:
         """Return normally distributed weights and zero biases, float64; see `Objective`."""
         parameters = np.zeros(sum(map(prod, self.parameter_shapes.values())))
         if self._activation is not None:
-            for weight, _ in _Layers(self.parameter_shapes.values()).of(parameters):
+            for weight in Views(self.parameter_shapes.values()).of(parameters)[::2]:
                 weight[...] = self._activation.spread(*weight.shape) * rng.standard_normal(weight.shape)
         return parameters
 
-    def loss_and_gradient(self, parameters, batch, out) -> float:
-        """Return the mean loss over the batch and fill `out` with its gradient; see `Objective`."""
+    def loss_and_gradient(self, parameters, batch, out, by_features=None) -> float:
+        """Return the mean loss over the batch and fill `out` with its gradient; see `Objective`.
+
+        `by_features`, shape (n_features, n), is overwritten with the gradient by the features where it is given.
+        """
         x, y = self._on(parameters, batch)
         activations = self._activations.like(parameters, x.shape[0])
         self._forward(parameters, x, activations)
         loss = self._loss.differentiate(activations[-1], y)
-        self._backward(parameters, x, activations, out)
+        self._backward(parameters, x, activations, out, by_features)
         if self._l2:
             into(out, namespace(out).add, out, self._l2 * parameters)
         return loss + self._penalty(parameters)
@@ -131,35 +131,47 @@ class Network:
 
     def _forward(self, parameters, x, activations) -> None:
         xp = namespace(parameters)
-        for (weight, bias), value in zip(self._parameters.of(parameters), activations, strict=True):
+        for (weight, bias), value in zip(pairs(self._parameters.of(parameters)), activations, strict=True):
             into(value, xp.matmul, x, weight)
             into(value, xp.add, value, bias)
             if value is not activations[-1]:
                 self._activation.apply(value)
             x = value
 
-    def _backward(self, parameters, x, activations, out) -> None:
+    def _backward(self, parameters, x, activations, out, by_features) -> None:
         """Fill `out`, given the values of the hidden layers and the loss's gradient by the outputs."""
         xp = namespace(parameters)
-        weights, gradients = self._parameters.of(parameters), self._gradients.of(out)
+        weights, gradients = self._parameters.of(parameters)[::2], pairs(self._gradients.of(out))
         deltas = [*self._deltas.like(parameters, x.shape[0]), activations[-1]]
         inputs = [x, *activations[:-1]]
         for layer in reversed(range(len(inputs))):
             delta, (weight_gradient, bias_gradient) = deltas[layer], gradients[layer]
             into(weight_gradient, xp.matmul, inputs[layer].T, delta)
             into(bias_gradient, xp.sum, delta, axis=0)
-            if layer:  # nobody asks for the gradient by the features, which would cost a matrix product
+            if layer:
                 below = deltas[layer - 1]
-                into(below, xp.matmul, delta, weights[layer][0].T)
+                into(below, xp.matmul, delta, weights[layer].T)
                 into(below, xp.multiply, below, self._activation.slope(inputs[layer]))
+        if by_features is not None:  # it costs a matrix product
+            into(by_features, xp.matmul, weights[0], deltas[0].T)
 
 
-class _Layers:
-    """Views of a flat vector as (weight, bias) of each layer, kept for as long as the vector is the same."""
+def layer_names(shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weight, bias, weight, bias, ... under their names, from ``layer1.weight`` on."""
+    return {f"layer{k // 2 + 1}.{('weight', 'bias')[k % 2]}": shape for k, shape in enumerate(shapes)}
+
+
+def pairs(views) -> list[tuple]:
+    """Return the (weight, bias) of each layer."""
+    return list(zip(views[::2], views[1::2], strict=True))
+
+
+class Views:
+    """Views of a flat vector under some shapes, kept for as long as the vector is the same."""
 
     def __init__(self, shapes):
         self._shapes = tuple(shapes)
-        self._flat, self._layers = None, ()
+        self._flat, self._views = None, ()
 
     def of(self, flat) -> tuple:
         if flat is not self._flat:  # the reference that is kept rules out another array at the same address
@@ -168,8 +180,8 @@ class _Layers:
                 hi = lo + prod(shape)
                 views.append(namespace(flat).reshape(flat[lo:hi], shape))
                 lo = hi
-            self._flat, self._layers = flat, tuple(zip(views[::2], views[1::2], strict=True))
-        return self._layers
+            self._flat, self._views = flat, tuple(views)
+        return self._views
 
 
 class _Buffers:

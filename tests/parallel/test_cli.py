@@ -243,7 +243,7 @@ WRONG_SETTINGS = {
     "optimizer.kind=sdg": ("`optimizer.kind`", '"sgd", "momentum", "adam"', "'sdg'"),
     "exchange.topolgy=tree": ("unknown key `exchange.topolgy`", "did you mean topology"),
     "objective.dimensions=3": ("unknown key `objective.dimensions`", "dimension"),
-    "objective.kind=resnet": ("`objective.kind`", "quadratic, logistic, softmax, mlp"),
+    "objective.kind=resnet": ("`objective.kind`", "quadratic, logistic, softmax, mlp, cnn"),
     "objective.kind=nowhere:make": ("`objective.kind`", "nowhere:make"),
     "budget.gradients": ("--set must be", "'budget.gradients'"),
     "device.kind=gpu": ("`device.kind`",),

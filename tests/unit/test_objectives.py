@@ -24,7 +24,9 @@ CASES = [
     ("mlp", {"hidden": [5, 3]}, 2),
     ("mlp", {"hidden": [5, 3], "activation": "tanh"}, 4),
     ("mlp", {"hidden": [5], "activation": "tanh"}, None),
+    ("cnn", {"channels": [3], "convolutions": 2, "kernel": 3, "hidden": [5]}, 4),
 ]
+LAYERED = [case for case in CASES if case[0] not in ("quadratic", "cnn")]
 every_case = pytest.mark.parametrize(("kind", "options", "n_classes"), CASES)
 
 
@@ -42,6 +44,7 @@ class Split:
 def dataset(n_classes=None, n_targets=3, x=None):
     return SimpleNamespace(
         n_features=math.prod(SHAPE),
+        feature_shape=SHAPE,
         n_classes=n_classes,
         n_targets=n_targets if n_classes is None else None,
         train=Split(np.ones((1, *SHAPE)) if x is None else x),
@@ -122,7 +125,7 @@ def half_squared_error(outputs, y):
     return 0.5 * sum((o - t) ** 2 for o, t in zip(outputs, y, strict=True))
 
 
-@pytest.mark.parametrize(("kind", "options", "n_classes"), CASES[1:])
+@pytest.mark.parametrize(("kind", "options", "n_classes"), LAYERED)
 def test_loss_agrees_with_the_formula_row_by_row(kind, options, n_classes):
     objective, parameters, batch = problem(kind, options, n_classes)
     row_loss = {"logistic": binary_cross_entropy}.get(kind, cross_entropy)
@@ -369,7 +372,7 @@ def test_the_digits_can_be_learnt():
         ("mlp", {"hidden": [4, 0]}, ["`objective.hidden`", "[4, 0]"]),
         ("mlp", {"activation": "gelu"}, ['`objective.activation` must be one of "relu", "tanh"', "'gelu'"]),
         ("mlp", {"activation": ["relu"]}, ["`objective.activation`", "['relu']"]),
-        ("cubic", {}, ["`objective.kind`", "quadratic, logistic, softmax, mlp", "'cubic'"]),
+        ("cubic", {}, ["`objective.kind`", "quadratic, logistic, softmax, mlp, cnn", "'cubic'"]),
         ("my module:it", {}, ["`objective.kind`", "'my module:it'"]),
         (".sibling:it", {}, ["`objective.kind`", "'.sibling:it'"]),
         ("no_such_package.module:it", {}, ["`objective.kind`", "imported", "'no_such_package.module:it'"]),
@@ -386,14 +389,14 @@ def test_wrong_settings_are_named(kind, options, parts, monkeypatch):
     assert [part for part in parts if part not in message] == []
 
 
-@pytest.mark.parametrize("kind", ["logistic", "softmax", "mlp"])
+@pytest.mark.parametrize("kind", ["logistic", "softmax", "mlp", "cnn"])
 def test_data_is_asked_for(kind):
     with pytest.raises(ConfigError, match=rf'`data\.path` must be set for `objective\.kind` = "{kind}"'):
         objectives.make(kind, {}, None)
 
 
 def test_classes_are_asked_for():
-    for kind in ("logistic", "softmax"):
+    for kind in ("logistic", "softmax", "cnn"):
         with pytest.raises(ConfigError, match=r"`data\.path` must hold classes"):
             build(kind, {}, None)
     with pytest.raises(ConfigError, match=r"exactly 2 classes .*, got 3"):
@@ -467,8 +470,11 @@ def test_a_fault_inside_a_users_module_is_not_hidden(users_module):
 
 def test_describe_lists_every_option_with_its_default():
     lines = objectives.describe()
-    assert list(lines) == ["quadratic", "logistic", "softmax", "mlp"]
+    assert list(lines) == ["quadratic", "logistic", "softmax", "mlp", "cnn"]
     assert all(line and "\n" not in line for line in lines.values())
     assert lines["quadratic"].endswith("dimension = 100, L = 1.0, mu = 0.01, noise = 1.0")
     assert lines["softmax"].endswith("l2 = 0.0")
     assert lines["mlp"].endswith('hidden = [128, 128], activation = "relu"')
+    assert lines["cnn"].endswith(
+        'size = "lenet", image, channel_axis = "first", channels, convolutions, kernel, hidden'
+    )
