@@ -24,7 +24,7 @@ FLUSH_EVERY_S = 2.0  # what a killed run may lose, apart from a partly filled ba
 _RETRY_S = 5.0
 _MEMORY_BYTES = 64 << 20  # of rows that wait
 _SPARE_BYTES = 16 << 20  # a disk with less counts as full: of all ranks that find room at once, each should have it
-_LAST_SPARE_BYTES = 1 << 20  # at the start, and at the end, when waiting helps no more
+_LEAST_SPARE_BYTES = 1 << 20  # at the start, for a checkpoint, and at the end, when waiting helps no more
 _MIN_BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 22  # of version vectors
 _OVERHEAD_BYTES = 1024  # of rows in memory, however few
@@ -110,7 +110,7 @@ class RankLog:
         }
         path = directory / schema.rank_file(rank)
         with schema.making("log file", path):
-            require_space(directory, _LAST_SPARE_BYTES)
+            require_space(directory, _LEAST_SPARE_BYTES)
             self._file = LogFile(path, first_version=self._next_version, **self._options)
         self._paths = [path]
 
@@ -150,7 +150,7 @@ class RankLog:
 
     def flush(self) -> bool:
         """Hand all that is buffered to the file now; whether everything logged so far is there."""
-        self._flush(at_once=True)
+        self._flush(at_once=True, spare_bytes=_LEAST_SPARE_BYTES)
         return not self.missing
 
     def sync(self) -> bool:
@@ -178,17 +178,17 @@ class RankLog:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._flush(at_once=True, last=True)
+        self._flush(at_once=True, spare_bytes=_LEAST_SPARE_BYTES)
         if self._file is not None:
             self._file.close()
 
-    def _flush(self, at_once: bool = False, last: bool = False) -> None:
+    def _flush(self, at_once: bool = False, spare_bytes: int = _SPARE_BYTES) -> None:
         buffered = self._buffered()
         if buffered.n_bytes or not self._waiting:
             self._waiting.append(buffered)
         try:
             if at_once or time.monotonic() >= self._retry_s:
-                self._write_waiting(_LAST_SPARE_BYTES if last else _SPARE_BYTES)
+                self._write_waiting(spare_bytes)
                 self._retry_s = -math.inf
         except FAULTS as error:
             self._retry_s, self._fault = time.monotonic() + _RETRY_S, schema.reason(error)

@@ -226,7 +226,7 @@ def test_what_memory_does_not_hold_is_dropped_and_counted(tmp_path, monkeypatch)
 def test_a_full_disk_is_waited_for(small_disk, monkeypatch):
     """The file is left alone in time, and goes on when there is room."""
     monkeypatch.setattr(ranklog, "_SPARE_BYTES", 1 << 20)
-    monkeypatch.setattr(ranklog, "_LAST_SPARE_BYTES", 1 << 19)
+    monkeypatch.setattr(ranklog, "_LEAST_SPARE_BYTES", 1 << 19)
     monkeypatch.setattr(ranklog, "_RETRY_S", 0.0)
     said = []
     with ranklog.RankLog(small_disk, 0, 1, 1, warn=said.append) as log:
