@@ -34,12 +34,12 @@ class Saved(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a resumed generation must begin with."""
+    """What a resumed generation must begin with; without a best one as the first began."""
 
     parent: int
     versions: np.ndarray
     of_rank: dict[int, Saved]
-    best: Saved
+    best: Saved | None
 
 
 class Model:
@@ -72,7 +72,7 @@ class Model:
             return Generation(n_ranks=n_ranks)
         parent = self.generations[source.parent]
         states = {}
-        for rank in range(n_ranks):
+        for rank in range(n_ranks if source.best else 0):
             model = source.of_rank.get(rank % source.best.header.n_ranks, source.best).header
             states[rank] = self._walk(parent, model.rank, model.version)[1]
         return Generation(number, n_ranks, source.versions, self.parameters(parent, source.versions), states)

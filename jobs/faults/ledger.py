@@ -72,7 +72,13 @@ class Ledger:
 
     def source(self) -> Source | None:
         """What a start has to go on from; None where there is nothing."""
-        return source(self._good(), self._run_id) if self._run_id else None
+        if not self._run_id:
+            return None
+        good = self._good()
+        found = source(good, self._run_id)
+        if found is None and self._never_began(good):
+            return Source(0, np.zeros(MAX_RANKS, np.int64), {}, None)
+        return found
 
     def content(self) -> dict[Path, bytes]:
         """All files of the run."""
@@ -181,6 +187,16 @@ class Ledger:
         generation = self._model.generations[newest]
         text = self._model.difference(run.final, generation, np.array(made), at_end=True)
         require(not text, f"final: {text}")
+
+    def _never_began(self, good: list[Saved]) -> bool:
+        """Whether the run ended before its first step: not every rank has a checkpoint then, which is no damage."""
+        n_files = sum(map(len, checkpoint.paths(self.run).values()))
+        if len(good) < n_files or any(saved.header.generation or saved.header.version for saved in good):
+            return False
+        try:
+            return not open_run(self.run).counts.any()
+        except ConfigError:
+            return False
 
     def _good(self) -> list[Saved]:
         """All checkpoint files that nobody damaged; they must be good."""
