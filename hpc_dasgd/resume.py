@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -24,6 +24,8 @@ from hpc_dasgd.config import Config, load_config
 from hpc_dasgd.diskfaults import FAULTS
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import read_generation
+
+T = TypeVar("T")
 
 _BLOCK_PARAMS = 1 << 24  # that ranks exchange at once
 
@@ -99,7 +101,7 @@ def resume(comm, directory: Path, config: Config, x0: np.ndarray, warn: Callable
     ConfigError
         On every rank, where there is no set of good checkpoints, or they do not fit the settings.
     """
-    run = comm.bcast(launch.agreed(comm, lambda: _read_run(directory) if comm.rank == 0 else None), root=0)
+    run = _on_rank_0(comm, lambda: _read_run(directory))
     files, problems = _look(comm, directory, run.run_id)
     while (newest := checkpointset.newest(files)) is not None and (damaged := _verify(comm, newest)):
         problems += damaged.values()
@@ -107,13 +109,13 @@ def resume(comm, directory: Path, config: Config, x0: np.ndarray, warn: Callable
     for problem in problems if comm.rank == 0 else ():
         warn(problem)
     if newest is None:
-        if comm.bcast(comm.rank == 0 and _never_began(directory, files, problems), root=0):
+        if _on_rank_0(comm, lambda: _never_began(directory, files, problems)):
             before = np.zeros(max(comm.size, run.n_ranks), np.int64)
             return Start(x0, run.run_id, run.n_generations, parent=0, versions_before=before, begun_s=0.0)
         found = "; ".join([*problems, _missing(files)])
         raise _on_all(ConfigError(f"--resume needs a good checkpoint of every rank of {directory}: {found}"))
     launch.agreed(comm, lambda: _check(directory, newest[0].header, run, config, x0))
-    chosen = comm.bcast(_chosen(directory, newest[0].header.generation) if comm.rank == 0 else None, root=0)
+    chosen = _on_rank_0(comm, lambda: _chosen(directory, newest[0].header.generation, config))
     return _combine(comm, newest, run, config, x0, chosen)
 
 
@@ -138,7 +140,10 @@ def _read_run(directory: Path) -> _Run:
     return _Run(run_id, int(n_ranks), 1 + max(numbers, default=0), every)
 
 
-def _chosen(directory: Path, generation: int) -> str:
+def _chosen(directory: Path, generation: int, config: Config) -> str:
+    """What the stepsize of a generation was chosen by; empty where it is a number again, or was one."""
+    if config.optimizer.stepsize != "bound":
+        return ""
     return read_generation(directory, generation).attributes["stepsize_chosen"]
 
 
@@ -280,6 +285,11 @@ def _blocks(n_params: int, n_ranks: int) -> Iterator[list[int]]:
     for lo in range(0, n_params, _BLOCK_PARAMS):
         n_block = min(_BLOCK_PARAMS, n_params - lo)
         yield [lo + n_block * rank // n_ranks for rank in range(n_ranks + 1)]
+
+
+def _on_rank_0(comm, find: Callable[[], T]) -> T:
+    """What rank 0 finds, or the error that it meets, on every rank. Collective."""
+    return comm.bcast(launch.agreed(comm, lambda: find() if comm.rank == 0 else None), root=0)
 
 
 def _on_all(error: ConfigError) -> ConfigError:
