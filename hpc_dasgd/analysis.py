@@ -53,6 +53,8 @@ class Run:
         Final parameters; None where the run is not complete.
     parameter_shapes : dict of str to list of int, or None
         Names and shapes of the arrays that the parameters are made of, in order.
+    running_statistics : dict of str to ndarray
+        What ranks kept beside the parameters, at the end, mean over ranks; see `objectives.Objective`.
     warnings : list of str
         What is missing, cut or to be read with care.
     """
@@ -63,6 +65,7 @@ class Run:
     x0: np.ndarray
     final: np.ndarray | None
     parameter_shapes: dict | None
+    running_statistics: dict[str, np.ndarray]
     warnings: list[str]
     _streams: list[Stream] = field(repr=False)
 
@@ -243,10 +246,7 @@ class Run:
         if flat is None:
             reasons = f"its status is {self.status!r}, and it has no good checkpoint of every rank"
             raise ConfigError(f"{self.directory} has no final parameters: {reasons}")
-        shapes = self.parameter_shapes or {"parameters": [flat.size]}
-        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-        parts = np.split(flat, ends[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return _by_name(flat, self.parameter_shapes or {"parameters": [flat.size]})
 
     @cached_property
     def order(self) -> Order:
@@ -335,12 +335,15 @@ def open_run(path: str | os.PathLike) -> Run:
         with open_file(directory / schema.RUN_FILE) as file:
             shapes, x0 = file["x0"].attrs.get("parameter_shapes", "null"), file["x0"][:]
             final = file["final"][:] if attributes["status"] == "complete" else None
+            kept = file["running_statistics"] if final is not None and "running_statistics" in file else None
+            statistics = {} if kept is None else _by_name(kept[:], json.loads(kept.attrs["shapes"]))
     except FAULTS as error:
         rule = f"must be a run directory or its {schema.RUN_FILE}"
         raise ConfigError(f"{path} {rule}: {schema.reason(error)}") from None
     warnings = _warnings_of(attributes)
     streams = read_streams(generations, warnings)
-    run = Run(directory, attributes, tuple(generations), x0, final, json.loads(shapes), warnings, streams)
+    shapes = json.loads(shapes)
+    run = Run(directory, attributes, tuple(generations), x0, final, shapes, statistics, warnings, streams)
     if run.versions_every > 1:
         warnings.append(f"staleness is of one gradient in {run.versions_every}: no other vectors were logged")
     return run
@@ -355,22 +358,28 @@ def sections(toml: str) -> dict[str, dict]:
 
 
 def export(run: Run, path: str | os.PathLike) -> None:
-    """Write the final parameters to exactly `path`, as a ``.npz`` archive with one array per name.
+    """Write the final parameters and running statistics to exactly `path`: a ``.npz`` with one array per name.
 
     Raises
     ------
     ConfigError
         If the run is not complete, or the file cannot be written.
     """
-    parameters = run.parameters()
+    arrays = run.running_statistics | run.parameters()
     try:
         # Not by `np.savez`, which appends to the file name and knows names that no parameter may have.
         with zipfile.ZipFile(path, "w") as archive:
-            for name, values in parameters.items():
+            for name, values in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, values, allow_pickle=False)
     except OSError as error:
         raise ConfigError(f"cannot write parameters to {path}: {error.strerror or error}") from None
+
+
+def _by_name(flat: np.ndarray, shapes: dict) -> dict[str, np.ndarray]:
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(flat, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def staleness_text(run: Run) -> str:

@@ -5,6 +5,7 @@ import numpy
 from hpc_dasgd.errors import ConfigError
 
 KINDS = ("cpu", "gpu", "auto")
+ALIGNMENT_BYTES = 64
 _WITH_OUT = ("numpy", "cupy")
 
 
@@ -44,6 +45,15 @@ def gpus():
         return [cupy.cuda.runtime.getDeviceProperties(device)["name"].decode() for device in range(n_devices)]
     except cupy.cuda.runtime.CUDARuntimeError:
         return []
+
+
+def aligned_copy(array):
+    """Return a copy of a NumPy array that begins at a multiple of 64 bytes, as JAX wants of what it does not copy."""
+    memory = numpy.empty(array.nbytes + ALIGNMENT_BYTES, numpy.uint8)
+    lo = -memory.ctypes.data % ALIGNMENT_BYTES
+    copy = memory[lo : lo + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def namespace(array):

@@ -1,5 +1,6 @@
 """Batches, and the reproducible way in which a rank draws them."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -39,6 +40,8 @@ class Batch:
         that an evaluation repeats exactly.
     rng : numpy.random.Generator
         Further randomness of this batch: a function of `source` alone. Made when first asked for.
+    seed : int, 0 <= seed < 2**64
+        For random numbers of other libraries: likewise. Costs a tenth of `rng`.
     """
 
     x: object
@@ -49,6 +52,11 @@ class Batch:
     def rng(self):
         seed, rank, version = map(index, self.source)
         return np.random.Generator(_philox(seed, rank, _NOISE, version << 64))
+
+    @property
+    def seed(self):
+        words = " ".join(str(index(word)) for word in self.source)
+        return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 class Sampler:

@@ -115,7 +115,9 @@ class Ending(NamedTuple):
     missing: list[str]
 
 
-def end(directory: Path, replicas, last: LastWords, settled, start: Start, seconds: float, stopped: str) -> Ending:
+def end(
+    directory: Path, replicas, last: LastWords, settled, start: Start, seconds: float, stopped: str, statistics: Mapping
+) -> Ending:
     """Have the first rank that lives say in ``run.h5`` how the run ended; every rank has closed its log. Collective.
 
     Parameters
@@ -131,6 +133,8 @@ def end(directory: Path, replicas, last: LastWords, settled, start: Start, secon
         That the run has taken.
     stopped : str
         The signal that stopped it; empty where its budget is spent.
+    statistics : mapping of str to ndarray
+        Running statistics; see `running_statistics.make_one`.
     """
     words = replicas.allgather(last)
     present = [each for each in words if each is not None]
@@ -142,7 +146,9 @@ def end(directory: Path, replicas, last: LastWords, settled, start: Start, secon
                 if stopped:
                     runfile.stop_run(directory, attributes=summary)
                 else:
-                    runfile.complete_run(directory, final=replicas.parameters, attributes=summary)
+                    runfile.complete_run(
+                        directory, final=replicas.parameters, attributes=summary, running_statistics=statistics
+                    )
             except ConfigError as error:
                 problem = [f"{'how the run ended' if stopped else 'the final parameters'}: {error}"]
         answers = replicas.allgather(problem)

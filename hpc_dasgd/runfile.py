@@ -29,6 +29,8 @@ _NETCDF_DIMENSION = "This is a netCDF dimension but not a netCDF variable.%10d"
 _SPARE_BYTES = 1 << 20
 _PARAMETER = schema.Column("parameter", "i1", "length of the parameter vector; holds no values")
 _X0 = schema.Column("x0", None, "parameters at the start, the same on all ranks")
+_STATISTIC = schema.Column("running_statistic", "i1", "length of the running statistics; holds no values")
+_STATISTICS = schema.Column("running_statistics", None, "what ranks keep beside the parameters, mean over ranks")
 _FINAL = schema.Column("final", None, "parameters at the end; with exchange `none` those of rank 0")
 
 
@@ -103,7 +105,13 @@ def stop_run(run_directory: Path, attributes: Mapping) -> None:
         file.attrs.update(attributes, status="stopped")
 
 
-def complete_run(run_directory: Path, *, final: np.ndarray, attributes: Mapping) -> None:
+def complete_run(
+    run_directory: Path,
+    *,
+    final: np.ndarray,
+    attributes: Mapping,
+    running_statistics: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Add to ``run.h5`` how the run ended.
 
     The rows of all ranks become virtual data sets under the names of the rank files: rank after rank, of each its
@@ -121,6 +129,8 @@ def complete_run(run_directory: Path, *, final: np.ndarray, attributes: Mapping)
         Final parameters.
     attributes : mapping of str to str, number or list of str
         More attributes of the file; numbers are of all generations together.
+    running_statistics : mapping of str to ndarray, optional
+        Become one vector, as parameters do; names and shapes are its attribute ``shapes``.
 
     Raises
     ------
@@ -142,9 +152,20 @@ def complete_run(run_directory: Path, *, final: np.ndarray, attributes: Mapping)
         data_set.dims[0].attach_scale(file[_PARAMETER.name])
         if "parameter_shapes" in file[_X0.name].attrs:
             data_set.attrs["parameter_shapes"] = file[_X0.name].attrs["parameter_shapes"]
+        if running_statistics:
+            _add_statistics(file, running_statistics)
         if any(stream.parts for stream in streams):
             _join_rank_files(file, run_directory, generations, streams)
         file.attrs.update(attributes, status="complete")
+
+
+def _add_statistics(file: h5py.File, statistics: Mapping[str, np.ndarray]) -> None:
+    flat = np.concatenate([np.ravel(values) for values in statistics.values()])
+    scale = schema.create(file, _STATISTIC, shape=flat.shape)
+    scale.make_scale(_NETCDF_DIMENSION % flat.size)
+    data_set = schema.create(file, _STATISTICS, data=flat)
+    data_set.dims[0].attach_scale(scale)
+    data_set.attrs["shapes"] = json.dumps({name: np.shape(values) for name, values in statistics.items()})
 
 
 @contextmanager
@@ -173,7 +194,7 @@ def _remove_ending(file: h5py.File) -> None:
     """Take away what an earlier `complete_run` had added: the run was resumed with a larger budget."""
     if _FINAL.name in file:
         file[_FINAL.name].dims[0].detach_scale(file[_PARAMETER.name])
-        for name in {_FINAL.name, "gradient", "evaluation"} & set(file):
+        for name in {_FINAL.name, _STATISTICS.name, _STATISTIC.name, "gradient", "evaluation"} & set(file):
             del file[name]
 
 

@@ -26,6 +26,7 @@ from hpc_dasgd import (
     problem,
     ranklog,
     rundirectory,
+    running_statistics,
     schema,
     stepsize,
     straggler,
@@ -258,6 +259,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         settled = replicas.settle()
         if not holds_own:
             checkpoints.save(seconds)
+        statistics = {} if stopped else running_statistics.make_one(objective, replicas)
         if not stopped:
             evaluation.run(replicas, clock.now(), settled.consensus_distance)
 
@@ -274,7 +276,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         accuracy=evaluation.accuracy,
         missing=log.missing + checkpoints.missing,
     )
-    ending = rundirectory.end(directory, replicas, last, settled, start, seconds, stopped)
+    ending = rundirectory.end(directory, replicas, last, settled, start, seconds, stopped, statistics)
     final, died = replicas.parameters, replicas.died
     replicas.free()
     return Result(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpc_dasgd.arrays import aligned_copy
+
 
 def _block_bytes() -> int:
     """Half of this core's L2 cache: a block stays in it from one operation to the next; smaller ones cost calls."""
@@ -76,7 +78,7 @@ class Exchange(ABC):
 
     def __init__(self, comm, x0: np.ndarray, every: int = 1):
         self.comm = comm
-        self.parameters = np.array(x0)
+        self.parameters = aligned_copy(x0)
         self.versions = np.zeros(comm.size, np.int64)
         self.stopping = False
         self.every = every

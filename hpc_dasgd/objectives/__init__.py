@@ -1,6 +1,7 @@
 """What is minimized: the objectives that ship, and the user's own.
 
 `make` finds one by the setting ``objective.kind``; what each must offer stands in `interface.Objective`.
+`from_torch` and `from_jax` make one of a model of another library, which is loaded when they are asked for.
 """
 
 import inspect
@@ -15,7 +16,7 @@ from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.objectives.interface import Objective
 
-__all__ = ["Objective", "configured", "describe", "make"]
+__all__ = ["Objective", "configured", "describe", "from_jax", "from_torch", "make"]
 
 _SHIPPED = {
     "quadratic": "hpc_dasgd.objectives.quadratic:Quadratic",
@@ -25,8 +26,23 @@ _SHIPPED = {
     "cnn": "hpc_dasgd.objectives.cnn:cnn",
 }
 _WITHOUT_DATA = {"quadratic"}
+_FRAMEWORKS = {"from_torch": ("torch_module", "torch"), "from_jax": ("jax_function", "jax")}
 _REQUIRED = ("initial", "loss_and_gradient")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def __getattr__(name):
+    if name not in _FRAMEWORKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, package = _FRAMEWORKS[name]
+    try:
+        return getattr(import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ConfigError(
+            f"`{name}` needs the package {package}, which is not installed: pip install {package}"
+        ) from None
 
 
 def make(kind: str, options: Mapping, data) -> Objective:

@@ -10,7 +10,7 @@ from hpc_dasgd.batches import Batch
 class Objective(Protocol):
     """A function to minimize over a flat vector of parameters, known through stochastic gradients.
 
-    The user's own objective needs no more than these two methods, and no base class. Three more names are
+    The user's own objective needs no more than these two methods, and no base class. Some more names are
     optional.
 
     ``evaluate(parameters, batch) -> dict of str to float``
@@ -23,6 +23,10 @@ class Objective(Protocol):
         What is known of the function, under the names of ``theory.md``: ``L`` (smoothness, or a bound),
         ``mu`` (strong convexity), ``sigma`` (root of the variance of a gradient), ``F_0`` (value at the start
         minus the minimum, or a bound).
+    ``running_statistics() -> dict of str to ndarray``, ``load_running_statistics(statistics)``
+        What training changes beside the parameters, such as running means of batch normalization: floating arrays
+        in host memory, by name, the same names and shapes on every rank. Each rank keeps its own; at the end it is
+        given the mean over ranks. A replay takes gradients not to depend on them.
 
     `parameters` and `out` are arrays of one namespace, dtype and length. An objective computes in that dtype.
     It may keep references to both arrays, and views: the loop passes the same ones at every step.

@@ -48,6 +48,7 @@ FLOORS = {
     "estimation": 2,
     "objectives": 2,
     "optimizers": 2,
+    "running_statistics": 2,
     "exchange": 2,
     "evaluation": 2,
     "problem": 3,

@@ -1,0 +1,40 @@
+"""What ranks keep beside the parameters, such as the running means of batch normalization, made one at the end."""
+
+import numpy as np
+
+_PIECE = 2048  # values of a rank that travel at once; where deaths are survived, little fits on a rank's board
+
+
+def make_one(objective, replicas) -> dict[str, np.ndarray]:
+    """Give every rank's objective the mean over ranks of its running statistics. Collective, after `settle`.
+
+    The mean is over the ranks that took gradients and live; values that are the same on all of them stay as they are.
+    With exchange `none` each rank keeps its own.
+
+    Parameters
+    ----------
+    objective : Objective
+    replicas : Exchange
+
+    Returns
+    -------
+    statistics : dict of str to ndarray
+        What the objective of this rank has now; empty where it keeps nothing.
+    """
+    if not callable(getattr(objective, "running_statistics", None)):
+        return {}
+    own = objective.running_statistics()
+    if replicas.combines == "own" or not own:
+        return own
+    flat = np.concatenate([np.asarray(values, np.float64).ravel() for values in own.values()])
+    for lo in range(0, flat.size, _PIECE):
+        piece = flat[lo : lo + _PIECE]
+        given = [values for values in replicas.allgather(piece.copy() if replicas.made else None) if values is not None]
+        if given:
+            same = np.all(np.equal(given, given[0]), axis=0)  # infinite ones too
+            piece[:] = np.where(same, given[0], np.mean(given, axis=0))
+    ends = np.cumsum([values.size for values in own.values()])
+    parts = np.split(flat, ends[:-1])
+    mean = {name: part.reshape(own[name].shape).astype(own[name].dtype) for name, part in zip(own, parts, strict=True)}
+    objective.load_running_statistics(mean)
+    return mean
