@@ -28,7 +28,8 @@ def from_jax(loss_fn: Callable, example_parameters, accuracy: Callable | None = 
         ``(parameters, x, y) -> scalar``: the mean over the rows of a batch. One that has a parameter `key` is given a
         random key of the batch there, so that dropout repeats in a replay; None in an evaluation.
     example_parameters : tree of floating arrays
-        Lists, tuples, dicts and what else JAX knows for a tree. Its values are the first parameters.
+        Lists, tuples, dicts and what else JAX knows for a tree. Its values are the first parameters; all of them are
+        of ``device.dtype`` in training.
     accuracy : callable, optional
         ``(parameters, x, y) -> scalar``: the mean accuracy over the rows of a batch, for evaluations.
 
@@ -76,7 +77,7 @@ class JaxObjective:
             # Waited for before the parameters may change.
             loss, gradients = jax.block_until_ready(self._differentiate(_given(parameters), *_data(batch), words))
             for view, leaf in zip(self._gradients, jax.tree.leaves(gradients), strict=True):
-                view[...] = namespace(out).from_dlpack(leaf)
+                view[...] = np.asarray(leaf) if isinstance(out, np.ndarray) else namespace(out).from_dlpack(leaf)
             return float(loss)
 
     def evaluate(self, parameters, batch) -> dict[str, float]:
@@ -111,16 +112,16 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".") or "parameters"
 
 
-def _given(parameters):
-    """Return `parameters` as JAX takes them without a copy: NumPy's as they are, which is faster than by DLPack.
+def _given(array):
+    """Return `array` as JAX takes it without a copy: NumPy's as it is, which is faster than by DLPack.
 
     Memory that does not begin at a multiple of 64 bytes JAX copies all the same; that of a replica does.
     """
-    return parameters if isinstance(parameters, np.ndarray) else jax.dlpack.from_dlpack(parameters)
+    return array if array is None or isinstance(array, np.ndarray) else jax.dlpack.from_dlpack(array)
 
 
 def _data(batch) -> tuple:
-    return (None, None) if batch is None else (batch.x, batch.y)
+    return (None, None) if batch is None else (_given(batch.x), _given(batch.y))
 
 
 def _precision(parameters):

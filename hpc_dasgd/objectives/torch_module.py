@@ -128,6 +128,8 @@ class TorchObjective:
         return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def _forward(self, batch) -> tuple:
+        if batch is None or batch.x is None:
+            raise ConfigError("`data.path` must be set for an objective of `from_torch`")
         first = self._trained[0]
         torch.default_generator.manual_seed(batch.seed)  # `torch.manual_seed` costs a hundred times as much
         if first.is_cuda:

@@ -18,6 +18,15 @@ def test_select_names_an_unknown_kind(kind):
         arrays.select(kind)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_aligned_copy_begins_where_jax_wants_it(dtype):
+    for size in (1, 3, 1000):
+        array = np.arange(size, dtype=dtype)
+        copy = arrays.aligned_copy(array)
+        assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.dtype == dtype
+        assert copy.tolist() == array.tolist() and not np.shares_memory(copy, array)
+
+
 def test_namespace_of_numpy_arrays():
     assert arrays.namespace(np.zeros(3)) is np
     assert arrays.namespace(np.zeros((2, 2), "f4")[:, 0]) is np

@@ -113,6 +113,15 @@ def test_the_randomness_of_a_batch_is_philox_on_a_stream_of_its_own():
     assert (Batch(None, None, (1, 2, 5)).rng.random(6) == expected).all()
 
 
+def test_the_seed_of_a_batch_is_a_function_of_its_source():
+    # As blake2b of eight bytes, lowest first, makes it of the text "1 2 5".
+    assert (
+        Sampler(1, np.int64(2), Rows(100), 8).batch(5).seed == Batch(None, None, (1, 2, 5)).seed == 0xE61DEDCAB441FB16
+    )
+    seeds = {Batch(None, None, (a, b, c)).seed for a in range(12) for b in range(12) for c in range(12)}
+    assert len(seeds) == 12**3 and min(seeds) >= 0 and 2**63 < max(seeds) < 2**64
+
+
 def test_a_batch_has_one_generator():
     batch = Sampler(1, 2, Rows(100), 8).batch(0)
     assert batch.rng is batch.rng

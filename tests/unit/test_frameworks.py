@@ -270,6 +270,13 @@ def test_torch_says_what_it_cannot_train(torch):
     ]:
         with pytest.raises(ConfigError, match=message):
             objectives.from_torch(module, cross_entropy)
+    objective = objectives.from_torch(torch_mlp(torch), cross_entropy)
+    for call in (
+        lambda: objective.evaluate(objective.initial(None), None),
+        lambda: differentiate(objective, objective.initial(None), Batch(None, None)),
+    ):
+        with pytest.raises(ConfigError, match=r"`data\.path` must be set"):
+            call()
     rows = objectives.from_torch(torch_mlp(torch), torch.nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(ConfigError, match=rf"`loss_fn` must return a scalar.*\({N_ROWS},\)"):
         differentiate(rows, rows.initial(None), batch_of("float64"))

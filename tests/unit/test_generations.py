@@ -308,14 +308,22 @@ def test_a_complete_run_can_go_on_and_be_completed_again(tmp_path):
     expected = synthetic.resumed(runs)
     synthetic.write_generation(tmp_path, 0, runs[0], [0, 0])
     for number in (1, 2):
-        complete_run(tmp_path, final=synthetic.X0 + number, attributes={"seconds": 10.0 * number})
+        statistics = {"mean": np.full((2, 3), number, "f4"), "variance": np.ones(2)}
+        attributes = {"seconds": 10.0 * number}
+        complete_run(tmp_path, final=synthetic.X0 + number, attributes=attributes, running_statistics=statistics)
+        kept = open_run(tmp_path).running_statistics
+        assert {name: values.tolist() for name, values in kept.items()} == {
+            "mean": [[number] * 3] * 2,
+            "variance": [1, 1],
+        }
         synthetic.write_generation(tmp_path, number, runs[number], expected.before[number], expected.begun_s[number])
-        assert open_run(tmp_path).final is None
+        assert open_run(tmp_path).final is None and open_run(tmp_path).running_statistics == {}
         assert open_run(tmp_path).status == "running"
     complete_run(tmp_path, final=synthetic.X0 + 3, attributes={"seconds": 30.0})
     assert_joined(tmp_path, expected)
     run = open_run(tmp_path)
     assert (run.seconds, run.final.tolist()) == (30.0, (synthetic.X0 + 3).tolist())
+    assert run.running_statistics == {}
     assert [generation.status for generation in run.generations] == ["complete"] * 3
 
 
