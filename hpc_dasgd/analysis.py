@@ -8,7 +8,6 @@ was in the files at the moment of opening. One that was resumed is read as if it
 """
 
 import json
-import math
 import os
 import tomllib
 import zipfile
@@ -26,6 +25,7 @@ from hpc_dasgd.diskfaults import FAULTS
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation, chain, run_directory, settings
 from hpc_dasgd.rankfiles import Stream, VersionRows, open_file, read_events, read_gradients, read_streams
+from hpc_dasgd.runfile import by_name, running_statistics_in
 from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
 
@@ -246,7 +246,7 @@ class Run:
         if flat is None:
             reasons = f"its status is {self.status!r}, and it has no good checkpoint of every rank"
             raise ConfigError(f"{self.directory} has no final parameters: {reasons}")
-        return _by_name(flat, self.parameter_shapes or {"parameters": [flat.size]})
+        return by_name(flat, self.parameter_shapes or {"parameters": [flat.size]})
 
     @cached_property
     def order(self) -> Order:
@@ -335,8 +335,7 @@ def open_run(path: str | os.PathLike) -> Run:
         with open_file(directory / schema.RUN_FILE) as file:
             shapes, x0 = file["x0"].attrs.get("parameter_shapes", "null"), file["x0"][:]
             final = file["final"][:] if attributes["status"] == "complete" else None
-            kept = file["running_statistics"] if final is not None and "running_statistics" in file else None
-            statistics = {} if kept is None else _by_name(kept[:], json.loads(kept.attrs["shapes"]))
+            statistics = {} if final is None else running_statistics_in(file)
     except FAULTS as error:
         rule = f"must be a run directory or its {schema.RUN_FILE}"
         raise ConfigError(f"{path} {rule}: {schema.reason(error)}") from None
@@ -374,12 +373,6 @@ def export(run: Run, path: str | os.PathLike) -> None:
                     np.lib.format.write_array(member, values, allow_pickle=False)
     except OSError as error:
         raise ConfigError(f"cannot write parameters to {path}: {error.strerror or error}") from None
-
-
-def _by_name(flat: np.ndarray, shapes: dict) -> dict[str, np.ndarray]:
-    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    parts = np.split(flat, ends[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def staleness_text(run: Run) -> str:

@@ -144,7 +144,7 @@ def end(
         if writer.rank == last.rank:
             try:
                 if stopped:
-                    runfile.stop_run(directory, attributes=summary)
+                    runfile.stop_run(directory, attributes=summary, running_statistics=statistics)
                 else:
                     runfile.complete_run(
                         directory, final=replicas.parameters, attributes=summary, running_statistics=statistics

@@ -21,7 +21,7 @@ from hpc_dasgd import schema
 from hpc_dasgd.diskfaults import require_space, sync, writing
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation, chain
-from hpc_dasgd.rankfiles import Stream, n_counting, read_streams
+from hpc_dasgd.rankfiles import Stream, n_counting, read_streams, reading
 from hpc_dasgd.unclosed import mark_closed
 
 # The name by which netCDF readers know a scale that has a length and no values.
@@ -86,7 +86,9 @@ def create_run(
         sync(directory)
 
 
-def stop_run(run_directory: Path, attributes: Mapping) -> None:
+def stop_run(
+    run_directory: Path, attributes: Mapping, running_statistics: Mapping[str, np.ndarray] | None = None
+) -> None:
     """Say in the newest generation's ``run.h5`` that the run was stopped and can go on.
 
     Parameters
@@ -94,6 +96,8 @@ def stop_run(run_directory: Path, attributes: Mapping) -> None:
     run_directory : Path
     attributes : mapping of str to str, number or list of str
         More attributes of the file.
+    running_statistics : mapping of str to ndarray, optional
+        As of `complete_run`.
 
     Raises
     ------
@@ -103,6 +107,7 @@ def stop_run(run_directory: Path, attributes: Mapping) -> None:
     newest = chain(run_directory)[-1]
     with _replacing(newest.directory / schema.RUN_FILE) as file:
         file.attrs.update(attributes, status="stopped")
+        _add_statistics(file, running_statistics)
 
 
 def complete_run(
@@ -144,6 +149,7 @@ def complete_run(
     if newest is not first:
         with _replacing(newest.directory / schema.RUN_FILE) as file:
             file.attrs.update(attributes, status="complete")
+            _add_statistics(file, running_statistics)
         attributes = {name: value for name, value in attributes.items() if np.ndim(value) == 0}
         attributes["own_status"] = first.status
     with _replacing(run_directory / schema.RUN_FILE) as file:
@@ -152,14 +158,41 @@ def complete_run(
         data_set.dims[0].attach_scale(file[_PARAMETER.name])
         if "parameter_shapes" in file[_X0.name].attrs:
             data_set.attrs["parameter_shapes"] = file[_X0.name].attrs["parameter_shapes"]
-        if running_statistics:
-            _add_statistics(file, running_statistics)
+        _add_statistics(file, running_statistics)
         if any(stream.parts for stream in streams):
             _join_rank_files(file, run_directory, generations, streams)
         file.attrs.update(attributes, status="complete")
 
 
-def _add_statistics(file: h5py.File, statistics: Mapping[str, np.ndarray]) -> None:
+def read_running_statistics(run_directory: Path) -> dict[str, np.ndarray]:
+    """Return those of the newest generation that has some in its ``run.h5``; empty where none has."""
+    for generation in reversed(chain(run_directory)):
+        with reading(generation.directory / schema.RUN_FILE) as file:
+            if found := running_statistics_in(file):
+                return found
+    return {}
+
+
+def running_statistics_in(file: h5py.File) -> dict[str, np.ndarray]:
+    """Return the running statistics that stand in a ``run.h5``; empty where there are none."""
+    if _STATISTICS.name not in file:
+        return {}
+    data_set = file[_STATISTICS.name]
+    return by_name(data_set[:], json.loads(data_set.attrs["shapes"]))
+
+
+def by_name(flat: np.ndarray, shapes: Mapping) -> dict[str, np.ndarray]:
+    """Return views of a flat vector by name, each in its shape."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(flat, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _add_statistics(file: h5py.File, statistics: Mapping[str, np.ndarray] | None) -> None:
+    for name in {_STATISTICS.name, _STATISTIC.name} & set(file):  # of when the run was stopped, or ended before
+        del file[name]
+    if not statistics:
+        return
     flat = np.concatenate([np.ravel(values) for values in statistics.values()])
     scale = schema.create(file, _STATISTIC, shape=flat.shape)
     scale.make_scale(_NETCDF_DIMENSION % flat.size)
@@ -194,7 +227,7 @@ def _remove_ending(file: h5py.File) -> None:
     """Take away what an earlier `complete_run` had added: the run was resumed with a larger budget."""
     if _FINAL.name in file:
         file[_FINAL.name].dims[0].detach_scale(file[_PARAMETER.name])
-        for name in {_FINAL.name, _STATISTICS.name, _STATISTIC.name, "gradient", "evaluation"} & set(file):
+        for name in {_FINAL.name, "gradient", "evaluation"} & set(file):
             del file[name]
 
 

@@ -1,8 +1,27 @@
 """What ranks keep beside the parameters, such as the running means of batch normalization, made one at the end."""
 
+from pathlib import Path
+
 import numpy as np
 
+from hpc_dasgd import launch
+from hpc_dasgd.runfile import by_name, read_running_statistics
+
 _PIECE = 2048  # values of a rank that travel at once; where deaths are survived, little fits on a rank's board
+
+
+def restore(comm, objective, run_directory: Path) -> None:
+    """Give every rank's objective what an earlier start of the run ended or was stopped with. Collective.
+
+    Nothing happens where there is nothing, as after a kill, or the objective keeps other statistics now.
+    """
+    if not callable(getattr(objective, "load_running_statistics", None)):
+        return
+    found = launch.agreed(comm, lambda: read_running_statistics(run_directory) if comm.rank == 0 else None)
+    kept = comm.bcast(found, root=0)
+    own = objective.running_statistics()
+    if kept and {name: values.shape for name, values in kept.items()} == {n: np.shape(v) for n, v in own.items()}:
+        objective.load_running_statistics(kept)
 
 
 def make_one(objective, replicas) -> dict[str, np.ndarray]:
@@ -33,8 +52,7 @@ def make_one(objective, replicas) -> dict[str, np.ndarray]:
         if given:
             same = np.all(np.equal(given, given[0]), axis=0)  # infinite ones too
             piece[:] = np.where(same, given[0], np.mean(given, axis=0))
-    ends = np.cumsum([values.size for values in own.values()])
-    parts = np.split(flat, ends[:-1])
-    mean = {name: part.reshape(own[name].shape).astype(own[name].dtype) for name, part in zip(own, parts, strict=True)}
+    parts = by_name(flat, {name: values.shape for name, values in own.items()})
+    mean = {name: part.astype(own[name].dtype) for name, part in parts.items()}
     objective.load_running_statistics(mean)
     return mean

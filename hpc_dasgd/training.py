@@ -151,6 +151,8 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     # From where: the objective's first parameters, or what earlier generations of the run have come to.
     directory, goes_on = rundirectory.agree(comm, config, run, resume)
     start = resuming.resume(comm, directory, config, x0, launch.warn) if goes_on else resuming.begin(comm, x0)
+    if goes_on:
+        running_statistics.restore(comm, objective, directory)
     config, chosen = stepsize.settle(comm, config, objective, data, start, straggler.delays_s(config, rank))
     optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
     if start.optimizer_state is not None:
@@ -259,7 +261,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         settled = replicas.settle()
         if not holds_own:
             checkpoints.save(seconds)
-        statistics = {} if stopped else running_statistics.make_one(objective, replicas)
+        statistics = running_statistics.make_one(objective, replicas)
         if not stopped:
             evaluation.run(replicas, clock.now(), settled.consensus_distance)
 

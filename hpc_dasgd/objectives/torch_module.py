@@ -21,9 +21,10 @@ def from_torch(module: torch.nn.Module, loss_fn: Callable) -> "TorchObjective":
       as each rank has made them. PyTorch's generator begins with the same seed in every process, so that ranks agree
       unless told otherwise; call ``torch.manual_seed`` before making the module to start elsewhere.
     - The module trains in the modes it is in (``train()`` when made) and is evaluated in ``eval()``.
-    - Buffers, such as running means of batch normalization, are kept per rank and averaged over ranks at the end. A
-      resumed run, whose checkpoints do not hold them, begins them anew. A replay repeats a run whose gradients do not
-      depend on them, as in batch normalization that trains.
+    - Buffers, such as running means of batch normalization, are kept per rank. Floating ones are averaged over ranks at
+      the end, or when a signal stops the run, and go on from there when it is resumed; checkpoints do not hold them, so
+      that after a kill they begin anew. A replay repeats a run whose gradients do not depend on them, as those of
+      batch normalization that trains do not.
     - The generators of PyTorch are seeded at each step from the batch, so that dropout repeats in a replay.
     - PyTorch computes with one thread per rank, or as many as ``OMP_NUM_THREADS`` says; ``torch.set_num_threads``
       behind this call overrules it.

@@ -104,6 +104,30 @@ def test_a_jax_function_from_settings_learns_and_is_replayed(comm, start):
         assert run.running_statistics == {}
 
 
+@pytest.mark.parallel([2])
+def test_running_statistics_go_on_when_a_run_does(comm, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    config = {"data": {"path": "digits"}, "objective": {"kind": "softmax"}, "budget": {"gradients": 400}}
+
+    def train(**options):
+        layers = [torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10)]
+        module = torch.nn.Sequential(*layers)
+        objective = hpc_dasgd.objectives.from_torch(module, torch.nn.functional.cross_entropy)
+        options |= {"objective": objective, "comm": comm, "run": tmp_path / "run", "progress": False}
+        return module, hpc_dasgd.train(config, **options)
+
+    first, result = train()
+    folder = comm.bcast(str(result.run), root=0)
+    before = hpc_dasgd.open_run(folder).running_statistics["1.running_mean"]
+    again, resumed = train(resume=True)  # its budget is spent: there is nothing to learn them from
+    assert resumed.gradients <= result.gradients + 2 * comm.size
+    change = np.abs(again[1].running_mean.numpy() - before).max()
+    assert np.array_equal(first[1].running_mean.numpy(), before)
+    assert change <= 0.5 * np.abs(before).max()
+    if comm.rank == 0:
+        assert resumed.accuracy == pytest.approx(result.accuracy, abs=0.05)
+
+
 @pytest.mark.parallel([3])
 @pytest.mark.parametrize("exchange", [{}, {"survive": True}, {"kind": "allreduce"}, {"kind": "none"}])
 def test_a_torch_module_holds_the_result(comm, tmp_path, exchange):

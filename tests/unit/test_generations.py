@@ -11,7 +11,7 @@ import synthetic
 from hpc_dasgd.analysis import open_run
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.ranklog import RankLog
-from hpc_dasgd.runfile import complete_run, create_run, stop_run
+from hpc_dasgd.runfile import complete_run, create_run, read_running_statistics, stop_run
 from hpc_dasgd.schema import generation_directory, rank_file
 
 RANKS = {"same": (3, 3, 3), "fewer": (4, 2, 1), "more": (1, 2, 4), "fewer and more": (3, 1, 2)}
@@ -325,6 +325,27 @@ def test_a_complete_run_can_go_on_and_be_completed_again(tmp_path):
     assert (run.seconds, run.final.tolist()) == (30.0, (synthetic.X0 + 3).tolist())
     assert run.running_statistics == {}
     assert [generation.status for generation in run.generations] == ["complete"] * 3
+
+
+def test_the_newest_running_statistics_are_found(tmp_path):
+    def statistics(number):
+        return {"mean": np.full((2, 3), float(number)), "variance": np.ones(2)}
+
+    runs = schedules((2, 2, 2, 1))
+    expected = synthetic.resumed(runs)
+    synthetic.write_generation(tmp_path, 0, runs[0], [0, 0])
+    assert read_running_statistics(tmp_path) == {}
+    stop_run(tmp_path, {}, statistics(0))
+    for number in (1, 2, 3):
+        synthetic.write_generation(tmp_path, number, runs[number], expected.before[number], expected.begun_s[number])
+        assert (read_running_statistics(tmp_path)["mean"] == number - 1).all()  # also where this one is killed now
+        if number == 2:
+            complete_run(tmp_path, final=synthetic.X0, attributes={}, running_statistics=statistics(number))
+            assert (open_run(tmp_path).running_statistics["mean"] == number).all()
+        else:
+            stop_run(tmp_path, {}, statistics(number))
+    assert read_running_statistics(tmp_path)["mean"].shape == (2, 3)
+    assert open_run(tmp_path).running_statistics == {}
 
 
 def test_a_folder_that_holds_a_generation_is_refused(tmp_path):
