@@ -10,7 +10,6 @@ than `LONGEST_S` counts as hanging and is ended.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,16 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from mpiexec import ENVIRONMENT, MPIEXEC
+
 from hpc_dasgd import open_run
 
 LONGEST_S = 180
 CONFIG = Path(__file__).with_name("digits.toml")
-# Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
-ENVIRONMENT = os.environ | {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
 
 
 def main():
@@ -49,8 +44,7 @@ def main():
 
 def train(directory, n_ranks, topology):
     """One run: exit status, what it came to, how long it took from launch to end."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    command = [str(beside) if beside.exists() else shutil.which("mpiexec"), "-n", str(n_ranks), sys.executable]
+    command = [MPIEXEC, "-n", str(n_ranks), sys.executable]
     command += ["-m", "hpc_dasgd", "train", str(CONFIG), "--run", str(directory)]
     command += ["--set", f"exchange.topology={topology}"]
     begun_s = time.monotonic()

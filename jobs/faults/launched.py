@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,20 +9,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mpiexec import ENVIRONMENT, MPIEXEC
+
 HERE = Path(__file__).parent
 LONGEST_S = 90  # a job that takes longer hangs
 _RANK_VARIABLES = (b"PMI_RANK", b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK")
-# Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
-_ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
-
-
-def mpiexec() -> str:
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
 class Job:
@@ -35,8 +27,8 @@ class Job:
         program = ["hpc_dasgd", "train", str(config), "--run", str(run), "--resume"]
         with errors.open("wb") as file:
             self._process = subprocess.Popen(
-                [mpiexec(), "-n", str(n_ranks), sys.executable, "-m", *program],
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                [MPIEXEC, "-n", str(n_ranks), sys.executable, "-m", *program],
+                env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=file,

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -23,6 +22,10 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mpiexec import ENVIRONMENT, MPIEXEC
 
 N_RANKS, BUDGET_S, LONGEST_S = 4, 1.5, 30.0
 GOOD_ACCURACY = 0.9
@@ -41,12 +44,6 @@ CASES = {
     ],
     "Open MPI": [((), (), FEW), (("--enable-recovery",), (), FULL), (("--with-ft", "ulfm"), (), FEW)],
     "Intel(R) MPI": [((), (), FEW), (("-disable-auto-cleanup",), (), FULL)],
-}
-# Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
-ENVIRONMENT = os.environ | {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 
 
@@ -81,8 +78,7 @@ def main():
 
 def trial(folder, launcher, shield, overlay, victims):
     """One run: what became of the ranks, and when, in seconds after the last kill."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    command = [str(beside) if beside.exists() else shutil.which("mpiexec"), *launcher, "-n", str(N_RANKS), *shield]
+    command = [MPIEXEC, *launcher, "-n", str(N_RANKS), *shield]
     command += [sys.executable, __file__, "--rank", str(folder), overlay, json.dumps(victims)]
     lines = []
     with subprocess.Popen(

@@ -10,13 +10,15 @@ all alike. Writes ``results/plan/validation.json`` (every run) and ``.md``.
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mpiexec import ENVIRONMENT, MPIEXEC
 
 from hpc_dasgd import load_config, open_run
 from hpc_dasgd.plan import planning
@@ -27,12 +29,6 @@ CONFIG = Path(__file__).parent.with_name("digits.toml")
 DELAY_MS = 5
 TOLERANCE = 0.15
 MEASURES = ("S_avg", "gradients_per_s")
-# Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
-ENVIRONMENT = os.environ | {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
 
 
 def main():
@@ -68,8 +64,7 @@ def overrides(delay_ms, seed, gradients):
 
 
 def train(directory, n_ranks, delay_ms, seed, gradients):
-    beside = Path(sys.executable).with_name("mpiexec")
-    command = [str(beside) if beside.exists() else shutil.which("mpiexec"), "-n", str(n_ranks), sys.executable]
+    command = [MPIEXEC, "-n", str(n_ranks), sys.executable]
     command += ["-m", "hpc_dasgd", "train", str(CONFIG), "--run", str(directory)]
     for override in overrides(delay_ms, seed, gradients):
         command += ["--set", override]

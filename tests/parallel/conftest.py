@@ -8,13 +8,13 @@ run as usual; the fixture `mpiexec` starts commands on ranks for them.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from mpiexec import ENVIRONMENT, MPIEXEC
 
 from hpc_dasgd import launch
 
@@ -29,14 +29,7 @@ class Ranks:
     """Starts programs under the ``mpiexec`` that belongs to this Python's environment."""
 
     def __init__(self):
-        beside = Path(sys.executable).parent / "mpiexec"
-        self.command = str(beside) if beside.exists() else shutil.which("mpiexec")
-        # Open MPI refuses root, and more ranks than cores, unless told otherwise; the others do not read these.
-        self.environment = os.environ | {
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        }
+        self.command, self.environment = MPIEXEC, ENVIRONMENT
 
     def __call__(
         self, n_ranks, *arguments, timeout_s=LAUNCH_TIMEOUT_S, environment=None, launcher=(), before=(), **options

@@ -1,24 +1,13 @@
 """What ``jobs/faults`` holds runs against: whether it would see a wrong one."""
 
-from pathlib import Path
-
+import expected
 import numpy as np
 import pytest
-
-JOB = Path(__file__).parents[2] / "jobs" / "faults"
-
-
-@pytest.fixture
-def expected(monkeypatch):
-    monkeypatch.syspath_prepend(JOB)
-    import expected
-
-    return expected
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("exchange", ["complete", "allreduce", "accumulate"])
-def test_an_update_too_many_or_too_few_is_seen(expected, exchange, optimizer):
+def test_an_update_too_many_or_too_few_is_seen(exchange, optimizer):
     model = expected.Model(exchange, optimizer)
     first = expected.Generation(n_ranks=4)
     versions = np.array([30, 20, 25, 1, 0])
@@ -33,7 +22,7 @@ def test_an_update_too_many_or_too_few_is_seen(expected, exchange, optimizer):
     assert "1 parameters are wrong; number 7" in model.difference(lost, first, versions, at_end=True)
 
 
-def test_a_replica_may_hold_later_updates_but_no_parts(expected):
+def test_a_replica_may_hold_later_updates_but_no_parts():
     model, first = expected.Model("accumulate", "sgd"), expected.Generation(n_ranks=4)
     versions, ranks = np.array([30, 20, 25, 1, 0]), np.arange(5)
     more = model.parameters(first, versions + 2 * (ranks == 0))
