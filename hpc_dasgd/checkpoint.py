@@ -2,7 +2,7 @@
 
     RUN/checkpoint/rank_00000.0.h5, rank_00000.1.h5, in turn
 
-Writing is not collective and happens in a thread beside the training. A file is written under another name, synced and
+Writing is not collective (`checkpointwriter` does it beside the training). A file is written under another name, synced and
 renamed, so that one good file per rank always exists.
 
 A file is HDF5 behind a user block, a line of text that holds the length and the CRC-32 of all that follows: what is
@@ -10,13 +10,10 @@ damaged is found out before HDF5 looks at it.
 """
 
 import json
-import math
 import os
 import re
-import threading
-import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +26,6 @@ from hpc_dasgd.diskfaults import FAULTS, give_up, require_space, sync
 from hpc_dasgd.errors import CheckpointError
 
 DIRECTORY = "checkpoint"
-RETRY_S = 5.0  # from a checkpoint that could not be written to the next attempt
 _USER_BLOCK_BYTES = 1024
 _MAGIC = "hpc_dasgd checkpoint"
 _PIECE_BYTES = 1 << 24
@@ -188,7 +184,7 @@ def verify(path: Path) -> None:
         while piece := file.read(_PIECE_BYTES):
             crc = zlib.crc32(piece, crc)
     if crc != expected:
-        raise CheckpointError(f"{_short(path)} is damaged: its checksum is wrong")
+        raise CheckpointError(f"{short(path)} is damaged: its checksum is wrong")
 
 
 def write(path: Path, header: Header, state: State) -> None:
@@ -212,114 +208,6 @@ def write(path: Path, header: Header, state: State) -> None:
         raise
     with suppress(OSError):  # some file systems do not offer it
         sync(path.parent)
-
-
-class Writer:
-    """Writes one rank's checkpoints, one at a time, in a thread.
-
-    What is handed over is copied, which is all that training waits for: memory of a contribution and an optimizer
-    state. A disk that is too slow makes checkpoints rarer, one that fails is tried again after `RETRY_S`.
-
-    Parameters
-    ----------
-    directory : Path
-        The run directory.
-    every_s : float
-        Seconds from one checkpoint to the next.
-    keep : int, at least 2
-        How many files take turns.
-    slot : int
-        The first of them to be written.
-    warn : callable
-        Called with one line of text when a checkpoint could not be written, once in a row.
-    before_write : callable, optional
-        Called in the thread ahead of each: what a checkpoint counts has to be on the disk before it.
-
-    Attributes
-    ----------
-    longest_stall_s : float
-        The longest time that training waited for a copy.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        every_s: float,
-        keep: int,
-        slot: int,
-        warn: Callable[[str], None],
-        before_write: Callable[[], None] = lambda: None,
-    ):
-        self._directory, self._every_s, self._keep, self._slot = directory, every_s, keep, slot % keep
-        self._warn, self._before_write = warn, before_write
-        self._thread: threading.Thread | None = None
-        self._copies: dict[str, np.ndarray] = {}
-        self._next_s = -math.inf
-        self._failed = False
-        self.longest_stall_s = 0.0
-
-    def reserve(self, state: State, now_s: float) -> None:
-        """Take the memory for copies of states like this; the next one is due `every_s` after `now_s`."""
-        self._copied(state)
-        self._next_s = now_s + self._every_s
-
-    def due(self, now_s: float) -> bool:
-        """Whether to begin the next one now; the one before is through."""
-        return now_s >= self._next_s and not self.busy
-
-    @property
-    def busy(self) -> bool:
-        """Whether one is being written."""
-        return self._thread is not None and self._thread.is_alive()
-
-    @property
-    def good(self) -> bool:
-        """Whether the last one was written."""
-        return not self._failed
-
-    def begin(self, header: Header, state: State) -> None:
-        """Copy `state` and begin to write it. Waits for the one before, if that is still being written."""
-        self.finish()
-        begun_s = time.perf_counter()
-        state = self._copied(state)
-        self.longest_stall_s = max(self.longest_stall_s, time.perf_counter() - begun_s)
-        self._next_s = header.t_s + self._every_s
-        self._thread = threading.Thread(target=self._write, args=(header, state), name="checkpoint")
-        self._thread.start()
-
-    def finish(self) -> bool:
-        """Wait until nothing is being written; whether the last one was."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        return self.good
-
-    def _write(self, header: Header, state: State) -> None:
-        path = path_of(self._directory, header.rank, self._slot)
-        try:
-            self._before_write()
-            write(path, header, state)
-        except Exception as error:  # whatever it is, training goes on, and is told so
-            self._next_s = min(self._next_s, header.t_s + RETRY_S)
-            if not self._failed:
-                self._warn(f"cannot write checkpoint {_short(path)}: {schema.reason(error)}; training goes on")
-            self._failed = True
-        else:
-            self._failed = False
-            self._slot = (self._slot + 1) % self._keep
-
-    def _copied(self, state: State) -> State:
-        optimizer = {name: self._copy(f"optimizer/{name}", value) for name, value in state.optimizer_state.items()}
-        return State(state.versions.copy(), self._copy("contribution", state.contribution), optimizer)
-
-    def _copy(self, name: str, value):
-        """A copy of an array into memory that is kept; anything else as it is."""
-        if not isinstance(value, np.ndarray):
-            return value
-        if name not in self._copies:
-            self._copies[name] = np.empty_like(value)
-        np.copyto(self._copies[name], value)
-        return self._copies[name]
 
 
 def _make(path: Path, header: Header, state: State) -> list[tuple[int, np.ndarray]]:
@@ -395,10 +283,10 @@ def _read_user_block(path: Path) -> dict:
         block, n_bytes = file.read(_USER_BLOCK_BYTES), os.fstat(file.fileno()).st_size
     match = re.fullmatch(rf"{_MAGIC} ([0-9a-f]{{8}}) (.*)\n\0*".encode(), block)
     if match is None or int(match[1], 16) != zlib.crc32(match[2]):
-        raise CheckpointError(f"{_short(path)} is no checkpoint, or its start is damaged")
+        raise CheckpointError(f"{short(path)} is no checkpoint, or its start is damaged")
     content = json.loads(match[2])
     if content["bytes"] != n_bytes:
-        raise CheckpointError(f"{_short(path)} must have {content['bytes']} bytes, got {n_bytes}")
+        raise CheckpointError(f"{short(path)} must have {content['bytes']} bytes, got {n_bytes}")
     return content
 
 
@@ -413,8 +301,9 @@ class _reading:
 
     def __exit__(self, kind, error, _) -> None:
         if kind is not None and issubclass(kind, (*FAULTS, TypeError)):
-            raise CheckpointError(f"{_short(self._path)} cannot be read: {schema.reason(error)}") from None
+            raise CheckpointError(f"{short(self._path)} cannot be read: {schema.reason(error)}") from None
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """How messages name a checkpoint."""
     return f"{path.parent.name}/{path.name}"

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import checkpoint, schema
-from hpc_dasgd.checkpoint import Header, State, Writer
+from hpc_dasgd.checkpoint import Header, State
+from hpc_dasgd.checkpointwriter import Writer
 from hpc_dasgd.config import Config
 from hpc_dasgd.exchange.interface import Exchange
 from hpc_dasgd.ranklog import RankLog
@@ -14,7 +15,7 @@ from hpc_dasgd.resume import Start
 
 
 class Checkpoints:
-    """Writes this rank's state when due; see `checkpoint.Writer`.
+    """Writes this rank's state when due; see `checkpointwriter.Writer`.
 
     The first one is written here, and says where the generation begins. Once every rank has written it, no checkpoint
     of an earlier generation is needed any more.
@@ -30,7 +31,7 @@ class Checkpoints:
     log : RankLog
         Which is to be on the disk as far as a checkpoint counts.
     warn : callable
-        See `checkpoint.Writer`.
+        See `checkpointwriter.Writer`.
 
     Raises
     ------

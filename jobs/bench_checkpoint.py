@@ -21,7 +21,7 @@ launch.set_environment_defaults()
 import numpy as np  # noqa: E402, behind the variables that BLAS reads
 
 import hpc_dasgd  # noqa: E402
-from hpc_dasgd import checkpoint  # noqa: E402
+from hpc_dasgd.checkpointwriter import Writer  # noqa: E402
 
 HIDDEN = [1024, 1024, 1024]
 EVERY_S = {"none": 1e9, "beside": 1.0, "waited for": 1.0}
@@ -39,7 +39,7 @@ def settings(kind: str, optimizer: str, seconds: float) -> dict:
     }
 
 
-class Waiting(checkpoint.Writer):
+class Waiting(Writer):
     """Has training wait until the file is written."""
 
     def begin(self, header, state):
@@ -53,7 +53,7 @@ def train(comm, kind: str, optimizer: str, seconds: float, folder: Path) -> dict
     """One run; its rate, and the longest stall of any rank."""
     from hpc_dasgd import saving
 
-    saving.Writer = Waiting if kind == "waited for" else checkpoint.Writer
+    saving.Writer = Waiting if kind == "waited for" else Writer
     result = hpc_dasgd.train(settings(kind, optimizer, seconds), comm=comm, run=folder, progress=False)
     # The last one, behind the budget, is left out of the rate.
     row = None

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hpc_dasgd import checkpoint
-from hpc_dasgd.checkpoint import Header, Saved, State, Writer
+from hpc_dasgd.checkpoint import Header, Saved, State
+from hpc_dasgd.checkpointwriter import RETRY_S, Writer
 from hpc_dasgd.errors import CheckpointError
 
 N_PARAMS = 300
@@ -190,11 +191,11 @@ def test_a_bad_disk_is_warned_of_once_and_tried_again(tmp_path):
     directory = tmp_path / "run"
     directory.write_text("in the way")
     writer = make_writer(directory, warnings, every_s=1000.0)
-    for t_s in (0.0, checkpoint.RETRY_S):
+    for t_s in (0.0, RETRY_S):
         writer.begin(make_header(t_s=t_s), make_state())
         assert not writer.finish()
-        assert not writer.due(t_s + checkpoint.RETRY_S - 0.1)
-        assert writer.due(t_s + checkpoint.RETRY_S)
+        assert not writer.due(t_s + RETRY_S - 0.1)
+        assert writer.due(t_s + RETRY_S)
     assert len(warnings) == 1
     assert "rank_00001.0.h5: Not a directory" in warnings[0]
     directory.unlink()

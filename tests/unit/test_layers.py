@@ -35,6 +35,7 @@ FLOORS = {
     "generations": 1,
     "checkpoint": 1,
     "checkpointset": 1,
+    "checkpointwriter": 1,
     "signals": 1,
     "data": 1,
     "batches": 1,
@@ -77,7 +78,7 @@ WITHOUT_MPI = (
     *("staleness", "schema", "batches", "config", "rules", "topology", "plots", "comparison"),
     *("theory", "partial_sums", "machine", "estimation", "bound", "replay", "watch", "plan", "convert"),
     *("logfile", "unclosed", "diskfaults", "generations", "rankfiles", "recomputation"),
-    *("checkpoint", "checkpointset", "signals", "slurm"),
+    *("checkpoint", "checkpointset", "checkpointwriter", "signals", "slurm"),
 )
 
 
