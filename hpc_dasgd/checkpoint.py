@@ -2,8 +2,8 @@
 
     RUN/checkpoint/rank_00000.0.h5, rank_00000.1.h5, in turn
 
-Writing is not collective (`checkpointwriter` does it beside the training). A file is written under another name, synced and
-renamed, so that one good file per rank always exists.
+Writing is not collective (`checkpointwriter` does it beside the training). A file is written under another name,
+synced and renamed, so that one good file per rank always exists.
 
 A file is HDF5 behind a user block, a line of text that holds the length and the CRC-32 of all that follows: what is
 damaged is found out before HDF5 looks at it.
