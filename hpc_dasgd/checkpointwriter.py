@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import schema
+from hpc_dasgd.arrays import copy_to_host
 from hpc_dasgd.checkpoint import Header, State, path_of, short, write
 
 RETRY_S = 5.0  # from a checkpoint that could not be written to the next attempt
@@ -113,10 +114,10 @@ class Writer:
         return State(state.versions.copy(), self._copy("contribution", state.contribution), optimizer)
 
     def _copy(self, name: str, value):
-        """A copy of an array into memory that is kept; anything else as it is."""
-        if not isinstance(value, np.ndarray):
+        """A copy of an array into host memory that is kept; anything else as it is."""
+        if not hasattr(value, "shape"):
             return value
         if name not in self._copies:
-            self._copies[name] = np.empty_like(value)
-        np.copyto(self._copies[name], value)
+            self._copies[name] = np.empty(value.shape, value.dtype)
+        copy_to_host(value, self._copies[name])
         return self._copies[name]

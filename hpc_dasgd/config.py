@@ -121,8 +121,11 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
-    kind: str = _setting("auto", one_of("cpu", "gpu", "auto"), "where gradients are computed")
+    kind: str = _setting(
+        "auto", one_of("cpu", "gpu", "auto"), "where gradients are computed; auto: on a GPU where CuPy finds one"
+    )
     dtype: str = _setting("float32", one_of("float32", "float64"), "of parameters and gradients")
+    tf32: bool = _setting(False, BOOLEAN, "gpu: let matrix products of float32 round their factors to TF32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 import os
 from contextlib import ExitStack
+from copy import copy
 from math import prod
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from hpc_dasgd.arrays import namespace
 from hpc_dasgd.batches import Batch, Sampler
 from hpc_dasgd.errors import ConfigError
 
@@ -106,6 +108,14 @@ class Dataset:
     def close(self):
         """Close the file; what is held in memory stays usable."""
         self._file.close()
+
+    def on(self, device):
+        """Return this data set with what is held in memory held by a `Host` or `Gpu`; itself where it is there."""
+        if device.on_host:
+            return self
+        other = copy(self)
+        other.train, other.test = self.train.on(device), self.test.on(device)
+        return other
 
     def _require(self, condition, what, rule, value):
         if not condition:
@@ -210,7 +220,15 @@ class Split:
         indices : ndarray of int, shape (n,)
             Each in ``0 .. n_rows - 1``; repetitions are fine.
         """
-        return self._x.take(indices, axis=0), self._y.take(indices, axis=0)
+        return tuple(column.take(namespace(column).asarray(indices), axis=0) for column in (self._x, self._y))
+
+    def on(self, device):
+        """Return these examples with what is held in memory held by `device`, where rows are then drawn."""
+        other = copy(self)
+        other._x, other._y = (
+            device.place(column) if isinstance(column, np.ndarray) else column for column in (self._x, self._y)
+        )
+        return other
 
     def pieces(self, n_rows):
         """Yield the whole split in order, as batches of `n_rows` examples (the last has the rest)."""

@@ -13,43 +13,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpc_dasgd.arrays import add_up, namespace
 
-def sum_replica(own: np.ndarray, seen: Sequence[np.ndarray], replica: np.ndarray) -> None:
+
+def sum_replica(own, seen: Sequence, replica) -> None:
     """Store ``own + seen[0] + seen[1] + ...`` into `replica`; all of one shape and dtype."""
-    if not seen:
-        np.copyto(replica, own)
-        return
-    np.add(own, seen[0], out=replica)
-    for values in seen[1:]:
-        np.add(replica, values, out=replica)
+    add_up([own, *seen], replica)
 
 
-def sum_edges(
-    own: np.ndarray,
-    seen: Sequence[np.ndarray],
-    edges: Sequence[np.ndarray | None],
-    replica: np.ndarray,
-) -> None:
+def sum_edges(own, seen: Sequence, edges: Sequence, replica) -> None:
     """Store the partial sum of every edge, and the replica, in 3 additions per edge.
 
     ``edges[j]`` becomes ``(own + seen[0] + ... + seen[j-1]) + (seen[j+1] + ... + seen[-1])``, the second sum
     from its end; where it is None nothing is stored. Shapes and dtypes are those of `own`, at least one edge;
-    no two arrays overlap.
+    no two arrays overlap. All are of one library, NumPy or CuPy.
     """
     last = len(seen) - 1
     after = [seen[last]] * last  # after[j]: sum of what comes behind neighbour j
     for j in range(last - 2, -1, -1):
         # The place of an edge not wanted now is not to be touched: the sum then needs one of its own.
-        place = np.empty_like(own) if edges[j] is None else edges[j]
-        after[j] = np.add(seen[j + 1], after[j + 1], out=place)
+        place = namespace(own).empty_like(own) if edges[j] is None else edges[j]
+        add_up([seen[j + 1], after[j + 1]], place)
+        after[j] = place
     before = own
     if last == 0 and edges[0] is not None:
-        np.copyto(edges[0], own)
+        edges[0][...] = own
     for j, values in enumerate(seen):
         if j < last and edges[j] is not None:
-            np.add(before, after[j], out=edges[j])
+            add_up([before, after[j]], edges[j])
         ends_in_edge = j == last - 1 and edges[last] is not None
-        before = np.add(before, values, out=edges[last] if ends_in_edge else replica)
+        place = edges[last] if ends_in_edge else replica
+        add_up([before, values], place)
+        before = place
 
 
 def merge_versions(own: int, version: int, seen: Sequence[np.ndarray], out: np.ndarray) -> None:

@@ -1,8 +1,9 @@
-"""What a run trains, on what: agreed on by all ranks, and held against the settings."""
+"""What a run trains, on what and with what: agreed on by all ranks, and held against the settings."""
 
 import numpy as np
 
 from hpc_dasgd import launch, objectives
+from hpc_dasgd.arrays import device
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
@@ -18,6 +19,13 @@ def agree(comm, config: Config, objective, data) -> tuple[object, Dataset | None
     launch.agreed(comm, lambda: _check(config, comm.size, objective, data))
     comm.Bcast(x0, root=0)
     return objective, data, x0
+
+
+def choose_device(comm, config: Config):
+    """The `Host` or `Gpu` of this rank: GPUs of a node are taken in turn. Collective."""
+    nodes, rank = launch.nodes(comm), comm.rank
+    local_rank = nodes[:rank].count(nodes[rank])
+    return launch.agreed(comm, lambda: device.choose(config.device.kind, local_rank, config.device.tf32))
 
 
 def _open_data(config: Config, data) -> Dataset | None:

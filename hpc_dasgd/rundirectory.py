@@ -37,12 +37,13 @@ def agree(comm, config: Config, run: str | Path | None, resume: bool) -> tuple[P
     return comm.bcast(launch.agreed(comm, lambda: find() if comm.rank == 0 else None), root=0)
 
 
-def describe_launch(comm, host: str) -> dict:
-    """What ``run.h5`` says of the ranks and their machines. Collective."""
+def describe_launch(comm, host: str, device) -> dict:
+    """What ``run.h5`` says of the ranks, their machines, and the `device` of each. Collective."""
     described = comm.allgather(machine.describe())
     return {
         "n_ranks": comm.size,
         "hosts": comm.allgather(host),
+        "devices": comm.allgather(device.name),
         "nodes": launch.nodes(comm),
         "cores": launch.cores(comm),
         **{name: "; ".join(sorted({other[name] for other in described})) for name in described[0]},
@@ -147,7 +148,10 @@ def end(
                     runfile.stop_run(directory, attributes=summary, running_statistics=statistics)
                 else:
                     runfile.complete_run(
-                        directory, final=replicas.parameters, attributes=summary, running_statistics=statistics
+                        directory,
+                        final=replicas.device.to_host(replicas.parameters),
+                        attributes=summary,
+                        running_statistics=statistics,
                     )
             except ConfigError as error:
                 problem = [f"{'how the run ended' if stopped else 'the final parameters'}: {error}"]

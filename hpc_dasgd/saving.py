@@ -54,7 +54,8 @@ class Checkpoints:
         self._rank = replicas.comm.rank
         # At the start, what rank 0 holds is all there is; only ranks that never hear of each other differ.
         says_all = self._rank == 0 or replicas.combines == "own"
-        first = State(start.versions_before, replicas.contribution if says_all else None, start.optimizer_state)
+        contribution = replicas.device.to_host(replicas.contribution) if says_all else None
+        first = State(start.versions_before, contribution, start.optimizer_state)
         path = checkpoint.path_of(directory, self._rank, start.slot % config.checkpoint.keep)
         with schema.making("checkpoint", path):
             checkpoint.write(path, self._header(start.begun_s, contributes=says_all), first)

@@ -44,7 +44,9 @@ class Chosen(NamedTuple):
     n_gradients: int
 
 
-def settle(comm, config: Config, objective, data, start, delays_s: Iterator[float] | None) -> tuple[Config, str]:
+def settle(
+    comm, config: Config, device, objective, data, start, delays_s: Iterator[float] | None
+) -> tuple[Config, str]:
     """Return settings whose stepsize is a number, and as JSON what it comes from, if it was chosen. Collective.
 
     What was chosen for a run stays when it is resumed. `start` is a `resume.Start`, the others are as for `choose`.
@@ -53,11 +55,11 @@ def settle(comm, config: Config, objective, data, start, delays_s: Iterator[floa
         return config, ""
     chosen = start.chosen
     if not chosen:
-        chosen = json.dumps(_as_dict(choose(comm, config, objective, data, start.x0, delays_s)))
+        chosen = json.dumps(_as_dict(choose(comm, config, device, objective, data, start.x0, delays_s)))
     return replace(config, optimizer=replace(config.optimizer, stepsize=json.loads(chosen)["stepsize"])), chosen
 
 
-def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iterator[float] | None) -> Chosen:
+def choose(comm, config: Config, device, objective, data, x0: np.ndarray, delays_s: Iterator[float] | None) -> Chosen:
     """Choose the stepsize with the lowest bound. Collective; takes as long as some hundred steps.
 
     The constants are estimated at `x0`. The staleness is that of a probe: ranks take gradients, and exchange
@@ -67,6 +69,8 @@ def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iter
     ----------
     comm : MPI.Intracomm
     config : Config
+    device : Host or Gpu
+        Where the ranks of the probe take their gradients; the constants are estimated in host memory.
     objective : Objective
     data : Dataset or None
     x0 : ndarray, shape (n_params,)
@@ -80,7 +84,7 @@ def choose(comm, config: Config, objective, data, x0: np.ndarray, delays_s: Iter
     """
     split = None if data is None else data.train
     batches = estimation.sampler(config.seed, split, config.data.batch_size)
-    gradients_per_s, delays = _probe_staleness(comm, config, objective, batches, x0, delays_s)
+    gradients_per_s, delays = _probe_staleness(comm, config, device, objective, batches, x0, delays_s)
     # On rank 0 alone: the others would estimate the same.
     return comm.bcast(
         launch.agreed(
@@ -106,11 +110,11 @@ def _choose(config: Config, objective, batches, x0, gradients_per_s: float, dela
     return Chosen(stepsize, name, constants, delays, n_gradients)
 
 
-def _probe_staleness(comm, config: Config, objective, batches, x0, delays_s) -> tuple[float, Delays | None]:
+def _probe_staleness(comm, config: Config, device, objective, batches, x0, delays_s) -> tuple[float, Delays | None]:
     """Gradients per second of all ranks, and on rank 0 their staleness, in a run whose updates are zero."""
-    replicas = exchange.make(config.exchange, comm, x0, config.seed)
+    replicas = exchange.make(config.exchange, comm, x0, config.seed, device)
     n_gradients = comm.size * max(PROBE_STEPS, _EXCHANGES * replicas.every)
-    gradient, starts, ends, versions = np.empty_like(x0), [], [], []
+    gradient, starts, ends, versions = device.zeros(x0.size, x0.dtype), [], [], []
     comm.Barrier()
     clock = Clock(comm, platform.node())
     while not replicas.stopping:
@@ -122,7 +126,9 @@ def _probe_staleness(comm, config: Config, objective, batches, x0, delays_s) -> 
         elif not replicas.stopping:
             versions.append(replicas.versions.copy())
             starts.append(clock.now())
-            objective.loss_and_gradient(replicas.parameters, batches.batch(replicas.made), gradient)
+            loss = objective.loss_and_gradient(replicas.parameters, batches.batch(replicas.made), gradient)
+            device.meanwhile(replicas.read_on)
+            float(loss)
             if delays_s is not None:
                 time.sleep(next(delays_s))
             ends.append(clock.now())

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import (
-    arrays,
     doctor,
     exchange,
     launch,
@@ -143,7 +142,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
 
     # What to train, on what: the same on every rank, or the same error.
     config = launch.agreed(comm, lambda: load_config(config, overrides))
-    xp = launch.agreed(comm, lambda: arrays.select(config.device.kind))
+    device = problem.choose_device(comm, config)
     given, data_given = objective is not None, data is not None
     objective, data, x0 = problem.agree(comm, config, objective, data)
     passed = {"objective_given": given, "data_path": str(Path(data.path).absolute()) if data_given else ""}
@@ -153,16 +152,18 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     start = resuming.resume(comm, directory, config, x0, launch.warn) if goes_on else resuming.begin(comm, x0)
     if goes_on:
         running_statistics.restore(comm, objective, directory)
-    config, chosen = stepsize.settle(comm, config, objective, data, start, straggler.delays_s(config, rank))
-    optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, xp)
+    config, chosen = stepsize.settle(comm, config, device, objective, data, start, straggler.delays_s(config, rank))
+    optimizer = optimizers.from_settings(config.optimizer, x0.size, x0.dtype, device.xp)
     if start.optimizer_state is not None:
         optimizer.load_state(start.optimizer_state)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
+    if data is not None:
+        data = data.on(device)
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
 
     # Where it goes.
     host = platform.node()
-    started = passed | rundirectory.describe_launch(comm, host) | {"stepsize_chosen": chosen}
+    started = passed | rundirectory.describe_launch(comm, host, device) | {"stepsize_chosen": chosen}
     launch.agreed(comm, lambda: rank == 0 and rundirectory.create(directory, config, started, objective, start))
     pace = Pace(config.exchange.max_overhead) if config.exchange.every == "auto" else None
     log = launch.agreed(
@@ -178,9 +179,9 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         ),
     )
 
-    replicas = exchange.make(config.exchange, comm, start.x0, config.seed)
+    replicas = exchange.make(config.exchange, comm, start.x0, config.seed, device)
     evaluation = Evaluation(objective, data, config, log, evaluates=lambda: replicas.leads)
-    gradient = np.zeros_like(replicas.parameters)
+    gradient = device.zeros(x0.size, x0.dtype)
     held = replicas.versions.copy()
     first_version = int(start.versions_before[rank])
     delays_s = straggler.delays_s(config, rank)
@@ -231,6 +232,8 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
             begun_s = clock.now()
             batch = sampler.batch(first_version + version)
             loss = objective.loss_and_gradient(replicas.parameters, batch, gradient)
+            device.meanwhile(replicas.read_on)
+            loss = float(loss)
             if delays_s is not None:
                 time.sleep(next(delays_s))
             done_s = clock.now()
@@ -279,7 +282,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
         missing=log.missing + checkpoints.missing,
     )
     ending = rundirectory.end(directory, replicas, last, settled, start, seconds, stopped, statistics)
-    final, died = replicas.parameters, replicas.died
+    final, died = device.to_host(replicas.parameters), replicas.died
     replicas.free()
     return Result(
         parameters=final,
@@ -304,7 +307,7 @@ class _Update:
     norm that is not finite ends the update before it is published.
     """
 
-    def __init__(self, optimizer, gradient: np.ndarray, stepsize: Callable[[], float], where: tuple):
+    def __init__(self, optimizer, gradient, stepsize: Callable[[], float], where: tuple):
         self._optimizer, self._gradient, self._stepsize, self._where = optimizer, gradient, stepsize, where
         self._update = None
         self._squares = 0.0

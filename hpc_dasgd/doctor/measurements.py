@@ -4,12 +4,12 @@ import os
 import platform
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from hpc_dasgd import arrays, launch, machine
+from hpc_dasgd import launch, machine
+from hpc_dasgd.arrays import device
 from hpc_dasgd.errors import WindowError
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
 from hpc_dasgd.window.memory import WindowMemory
@@ -100,14 +100,14 @@ class Measurements:
 def look_around(comm) -> Measurements:
     """Find out about the launch alone, which takes no time."""
     nodes = launch.nodes(comm)
-    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    n_devices = device.n_device_files()
     return Measurements(
         nodes=nodes,
         hosts=comm.allgather(platform.node()),
         cores=comm.allgather(len(os.sched_getaffinity(0))),
         cores_of_nodes=dict(zip(nodes, launch.cores(comm), strict=True)),
         blas_threads=[described["blas_threads"] for described in comm.allgather(machine.describe())],
-        gpus=comm.allgather(Gpus(devices, arrays.gpus() if devices else None)),
+        gpus=comm.allgather(Gpus(n_devices, device.gpu_names() if n_devices else None)),
     )
 
 

@@ -3,13 +3,28 @@
 from hpc_dasgd import launch, topology
 from hpc_dasgd.config import ExchangeConfig
 from hpc_dasgd.exchange.interface import Exchange
+from hpc_dasgd.exchange.mirrored import MirroredExchange
 
 
-def make(config: ExchangeConfig, comm, x0, seed: int = 0) -> Exchange:
+def make(config: ExchangeConfig, comm, x0, seed: int = 0, device=None) -> Exchange:
     """Make the exchange that `config` names, every replica at `x0`. Collective over `comm`.
 
-    `seed` is that of random overlays.
+    Parameters
+    ----------
+    config : ExchangeConfig
+    comm : MPI.Intracomm
+    x0 : ndarray, shape (n_params,), float32 or float64
+    seed : int
+        Of random overlays.
+    device : Host or Gpu, optional
+        Where replicas are; ranks may have different ones.
     """
+    if device is None or device.on_host or config.kind in ("read", "none"):
+        return _make(config, comm, x0, seed, device)
+    return MirroredExchange(_make(config, comm, x0, seed, None), device)
+
+
+def _make(config: ExchangeConfig, comm, x0, seed: int, device) -> Exchange:
     every = 1 if config.every == "auto" else config.every
     if config.kind == "read":
         from hpc_dasgd.exchange.read import ReadExchange
@@ -22,6 +37,7 @@ def make(config: ExchangeConfig, comm, x0, seed: int = 0) -> Exchange:
             every=every,
             reads_in_flight=config.reads_in_flight,
             heartbeat_timeout_s=config.heartbeat_timeout_s if config.survive else None,
+            device=device,
         )
     if config.kind == "accumulate":
         from hpc_dasgd.exchange.accumulate import AccumulateExchange
@@ -45,7 +61,7 @@ def make(config: ExchangeConfig, comm, x0, seed: int = 0) -> Exchange:
         return AllreduceExchange(comm, x0)
     from hpc_dasgd.exchange.none import NoExchange
 
-    return NoExchange(comm, x0)
+    return NoExchange(comm, x0, device)
 
 
 def _tree(config: ExchangeConfig, comm):

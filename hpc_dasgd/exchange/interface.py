@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_dasgd.arrays import aligned_copy
+from hpc_dasgd.arrays.device import Host
 
 
 def _block_bytes() -> int:
@@ -24,6 +24,10 @@ BLOCK_BYTES = _block_bytes()
 IDLE_S = 1e-4  # between two looks of a rank that takes no gradients
 
 Update = Callable[[int, int, np.ndarray], None]
+
+
+def _bounds(size: int, n_block: int) -> list[tuple[int, int]]:
+    return [(lo, min(lo + n_block, size)) for lo in range(0, size, n_block)]
 
 
 class Settled(NamedTuple):
@@ -43,8 +47,8 @@ class Exchange(ABC):
     """A replica and the way it takes part in all ranks' updates.
 
     An *update* is a function ``update(lo, hi, out)`` that writes what is to be added to elements ``lo:hi`` of
-    the parameters into `out`, shape (hi - lo,). The exchange calls it once for each block, so that a scaled
-    gradient lives in a block-sized scratch and never travels to main memory.
+    the parameters into `out`, shape (hi - lo,), of the device. The exchange calls it once for each block, so that a
+    scaled gradient lives in a block-sized scratch and never travels to main memory; on a GPU all is one block.
 
     Parameters
     ----------
@@ -53,10 +57,12 @@ class Exchange(ABC):
         The same on every rank.
     every : int
         Own updates from one exchange to the next.
+    device : Host or Gpu, optional
+        Where the replica is.
 
     Attributes
     ----------
-    parameters : ndarray, shape (n_params,), float32 or float64
+    parameters : array of the device, shape (n_params,), float32 or float64
         The replica. The same memory for the whole run; changed by `pull`, `push` and `settle` alone.
     versions : ndarray, shape (n_ranks,), int64
         The replica's version vector: how many updates of each rank it holds.
@@ -76,18 +82,18 @@ class Exchange(ABC):
     computes = True
     combines = "newest"
 
-    def __init__(self, comm, x0: np.ndarray, every: int = 1):
+    def __init__(self, comm, x0: np.ndarray, every: int = 1, device=None):
         self.comm = comm
-        self.parameters = aligned_copy(x0)
+        self.device = device or Host()
+        self.parameters = self.device.place(x0)
         self.versions = np.zeros(comm.size, np.int64)
         self.stopping = False
         self.every = every
         self.exchanging = True
         self._steps_since = 0  # own updates since the last exchange
-        n_block = BLOCK_BYTES // self.parameters.itemsize
-        n_params = self.parameters.size
-        self.blocks = [(lo, min(lo + n_block, n_params)) for lo in range(0, n_params, n_block)]
-        self.scratch = np.empty(min(n_block, n_params), self.parameters.dtype)
+        self._host_blocks = _bounds(x0.size, BLOCK_BYTES // x0.itemsize)
+        self.blocks = self._host_blocks if self.device.on_host else [(0, x0.size)]
+        self.scratch = self.device.zeros(self.blocks[0][1], x0.dtype)
 
     @property
     def made(self) -> int:
@@ -105,8 +111,9 @@ class Exchange(ABC):
         return 0
 
     @property
-    def contribution(self) -> np.ndarray:
-        """What a checkpoint of this rank has to hold, shape (n_params,); not a copy. Between two steps."""
+    def contribution(self):
+        """What a checkpoint of this rank has to hold, array of the device, shape (n_params,); not a copy, and to be
+        asked for between two steps."""
         return self.parameters
 
     @property
@@ -142,25 +149,35 @@ class Exchange(ABC):
             self._steps_since = 0
         return self.exchanging
 
+    def _show(self, mine: np.ndarray) -> None:
+        """Make the replica `mine`, which stands in host memory, perhaps the replica's own."""
+        if not self.device.on_host:
+            self.parameters[...] = self.device.place(mine)
+
     def _take_from(self, root: int) -> float:
         """Give every rank `root`'s replica, by blocks: memory may be short. Collective.
 
         Returns the largest difference over ranks and elements from what the replicas were.
         """
-        largest = 0.0
-        for lo, hi in self.blocks:
-            block, replica = self.scratch[: hi - lo], self.parameters[lo:hi]
+        mine, largest = self.device.to_host(self.parameters), 0.0
+        received = np.empty(self._host_blocks[0][1], mine.dtype)
+        for lo, hi in self._host_blocks:
+            block, replica = received[: hi - lo], mine[lo:hi]
             if self.comm.rank == root:
                 np.copyto(block, replica)
             self.comm.Bcast(block, root=root)
             np.subtract(replica, block, out=replica)
             largest = max(largest, float(np.abs(replica, out=replica).max()))
             np.copyto(replica, block)
+        self._show(mine)
         return max(self.comm.allgather(largest))
 
     @abstractmethod
     def pull(self) -> None:
         """Bring the replica up to date with what has arrived. Not collective; never waits for a rank."""
+
+    def read_on(self) -> None:  # noqa: B027, most exchanges do all in `pull` and `push`
+        """Go on with what is under way, while the device computes a gradient; the replica stays as it is."""
 
     @abstractmethod
     def push(self, update: Update) -> None:

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from hpc_dasgd import topology
+from hpc_dasgd.arrays import add_up
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
 from hpc_dasgd.window.publication import PublicationWindow
@@ -22,8 +23,8 @@ class NoExchange(Exchange):
 
     combines = "own"
 
-    def __init__(self, comm, x0: np.ndarray):
-        super().__init__(comm, x0)
+    def __init__(self, comm, x0: np.ndarray, device=None):
+        super().__init__(comm, x0, device=device)
         self._window = PublicationWindow(comm, 0, x0.dtype, n_slots=1)
         self._reader = Reader(comm, self._window, n_slots=1, n_buffers=0)
         sources = topology.exponential(comm.rank, comm.size).sources
@@ -48,7 +49,7 @@ class NoExchange(Exchange):
         for lo, hi in self.blocks:
             scaled, replica = self.scratch[: hi - lo], self.parameters[lo:hi]
             update(lo, hi, scaled)
-            np.add(replica, scaled, out=replica)
+            add_up([replica, scaled], replica)
         self.versions[self.comm.rank] += 1
 
     def stop(self) -> None:

@@ -23,10 +23,11 @@ import numpy as np
 
 from hpc_dasgd import topology
 from hpc_dasgd.errors import TrainingError
+from hpc_dasgd.exchange.device_store import DeviceStore
 from hpc_dasgd.exchange.interface import Exchange, Settled, Update
 from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader, count_missed
+from hpc_dasgd.exchange.store import HostStore
 from hpc_dasgd.exchange.survival import Survivors
-from hpc_dasgd.partial_sums import merge_versions, sum_edges, sum_replica
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 COMPLETE_SLOTS, TREE_SLOTS = 3, 2
@@ -79,6 +80,9 @@ class ReadExchange(Exchange):
         See `WindowMemory`.
     heartbeat_timeout_s : float, optional
         See `Survivors`. None: the death of a rank is not survived.
+    device : Host or Gpu, optional
+        On a GPU passes and memory are those of `DeviceStore`; in host memory slots as above and `reads_in_flight`
+        buffers, no more.
     """
 
     combines = "sum"
@@ -94,37 +98,41 @@ class ReadExchange(Exchange):
         reads_in_flight=1,
         request_reads=None,
         heartbeat_timeout_s: float | None = None,
+        device=None,
     ):
-        super().__init__(comm, x0, every)
+        super().__init__(comm, x0, every, device)
         rank, n_ranks = comm.rank, comm.size
         survives = heartbeat_timeout_s is not None
         if tree is None:
-            ranks, n_versions, n_slots, self._own_entry = topology.complete(rank, n_ranks), 1, COMPLETE_SLOTS, 0
+            ranks, n_versions, n_slots, own_entry = topology.complete(rank, n_ranks), 1, COMPLETE_SLOTS, 0
             channels_read = [0] * len(ranks)
         else:
-            ranks, n_versions, n_slots, self._own_entry = tree(rank), n_ranks, TREE_SLOTS, rank
+            ranks, n_versions, n_slots, own_entry = tree(rank), n_ranks, TREE_SLOTS, rank
             n_before = [int(survives and len(tree(other)) > 1) for other in ranks]
             channels_read = [before + tree(other).index(rank) for other, before in zip(ranks, n_before, strict=True)]
-        # Where nothing that was read is shown on, one channel shows the contribution to all; to survive, so does
-        # the first of several. Its newest slot is the contribution itself.
+        # See `HostStore`.
         n_edges = 0 if tree is None or len(ranks) < 2 else len(ranks)
         self._shows_own = survives or not n_edges
         n_channels = self._shows_own + n_edges
-        self._window = PublicationWindow(comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads)
+        self._window = PublicationWindow(
+            comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads, self.device
+        )
+        make_store = HostStore if self.device.on_host else DeviceStore
+        self._store = make_store(self, self._window, self._shows_own, own_entry)
         self._pacers = [Pacer() for _ in self._window.channels]
         pacers = self._pacers[self._shows_own :] or self._pacers * len(ranks)
         self._neighbours = [
-            Neighbour(other, channel, self._window.buffer(), pacer)
+            self._neighbour(other, channel, pacer)
             for other, channel, pacer in zip(ranks, channels_read, pacers, strict=True)
         ]
         # The entries of the version vector that each neighbour's slots tell.
         self._entries = [slice(other, other + 1) if tree is None else slice(None) for other in ranks]
         n_buffers = min(reads_in_flight, len(ranks))
         self._reader = Reader(comm, self._window, n_slots, n_buffers, consistency == "snapshot")
-        self._own = self._window.channels[0].slots[0].payload if self._shows_own else np.zeros_like(self.parameters)
         toward = 0 if tree is None else _toward_rank_0(comm, ranks)
-        start = next((other.seen.payload for other in self._neighbours if other.rank == toward), self._own)
-        start[:] = x0
+        start = next((other.seen.payload for other in self._neighbours if other.rank == toward), self._store.own)
+        start[...] = self.parameters
+        self._store.show_start()
         self._version = 0
         self._survivors = Survivors(comm, self._window, heartbeat_timeout_s) if survives else None
         self._on_tree, self._mends = tree is not None, False
@@ -136,9 +144,9 @@ class ReadExchange(Exchange):
         return self._window.transferred_bytes
 
     @property
-    def contribution(self) -> np.ndarray:
+    def contribution(self):
         """The sum of the own updates, on rank 0 with ``x_0``."""
-        return self._own
+        return self._store.own
 
     @property
     def died(self) -> tuple[int, ...]:
@@ -151,12 +159,19 @@ class ReadExchange(Exchange):
         """Read on, as far as it goes without waiting, and sum the replica anew where news came."""
         if self._survivors is not None:
             self._look_for_deaths()
+        self._store.poll()
         if self.exchanging and any(self._take_in()):
-            self._sum_replica()
+            self._store.sum_replica(self._neighbours)
+
+    def read_on(self) -> None:
+        self._store.poll()
+        if self.exchanging:
+            self._take_in()
 
     def push(self, update: Update) -> None:
         """Read on, make an own update, sum the replica anew, publish. Not collective; never waits."""
         exchanges = self._count_step()
+        self._store.poll()
         if exchanges:
             self._take_in()
         self._version += 1
@@ -182,28 +197,30 @@ class ReadExchange(Exchange):
         each sums them up itself, in the order of ranks, and no other waits for one that died.
         """
         if self._survivors is not None:
-            self._publish([True] * len(self._pacers))
+            self._publish_all()
             return Settled(self._survivors.settle(self._version, self._sum_up), self._reader.dropped_reads)
         last = self.comm.allgather(self._version)
-        self._publish([True] * len(self._pacers))
+        self._publish_all()
         while self.versions.tolist() != last:
             news = self._take_in()
             if not any(news):
                 os.sched_yield()  # what is missing may be with a rank that waits for this core
             elif self._shows_own:
-                self._sum_replica()
+                self._store.sum_replica(self._neighbours)
             else:
+                self._store.finish()
                 self._publish([any(news[:j] + news[j + 1 :]) for j in range(len(news))])
+                self._store.finish()
         self._reader.finish(self._neighbours)
         return Settled(self._take_from(0), self._reader.dropped_reads)
 
     def free(self) -> None:
-        self._own = None
+        self._store.free()
         if self._survivors is None or self._survivors.free():
             self._window.free()
 
-    def _seen(self, lo: int, hi: int) -> list[np.ndarray]:
-        return [other.seen.payload[lo:hi] for other in self._neighbours]
+    def _neighbour(self, rank: int, channel: int, pacer: Pacer) -> Neighbour:
+        return Neighbour(rank, channel, self._store.new_seen(), pacer, self._store.keep)
 
     def _take_in(self) -> list[bool]:
         """Read on, and note in the version vector what came; say of which neighbour there are news."""
@@ -218,51 +235,18 @@ class ReadExchange(Exchange):
                 np.maximum(held, other.seen.versions, out=held)
         return news
 
-    def _sum_replica(self) -> None:
-        for lo, hi in self.blocks:
-            sum_replica(self._own[lo:hi], self._seen(lo, hi), self.parameters[lo:hi])
-
     def _publish(self, due: list[bool], update: Update | None = None) -> None:
         """Add `update` to the own contribution, sum the replica anew, publish on the channels that are `due`."""
-        channels = self._window.channels[: len(due)]
-        # Where the contribution stands in a slot it goes on to the next one, due or not.
-        due_slots = [self._shows_own or due[0], *due[1:]]
-        slots = [channel.begin() if now else None for channel, now in zip(channels, due_slots, strict=True)]
-        own, edges = (slots[0], slots[1:]) if self._shows_own else (None, slots)
-        self._store(own, edges, update)
-        self._window.fence()  # a version is never ahead of its payload
-        if own is not None:
-            own.versions[self._own_entry] = self._version
-        seen = [other.seen.versions for other in self._neighbours]
-        for j, slot in enumerate(edges):
-            if slot is not None:
-                merge_versions(self._own_entry, self._version, seen[:j] + seen[j + 1 :], slot.versions)
-        for channel, pacer, now in zip(channels, self._pacers, due, strict=True):
+        published = self._store.publish(due, self._version, self._neighbours, update, self._mends)
+        for pacer, now in zip(self._pacers, published, strict=True):
             if now:
-                channel.publish()
                 pacer.published()
 
-    def _store(self, slot: Slot | None, edges: list[Slot | None], update: Update | None) -> None:
-        """Store the contribution, in `slot` if any, the replica and the payloads of `edges`, all in one pass."""
-        before = self._own
-        if slot is not None:
-            self._own = slot.payload
-        for lo, hi in self.blocks:
-            own, replica, seen = self._own[lo:hi], self.parameters[lo:hi], self._seen(lo, hi)
-            if update is not None:
-                scaled = self.scratch[: hi - lo]
-                update(lo, hi, scaled)
-                np.add(before[lo:hi], scaled, out=own)
-                if self._mends:
-                    np.add(replica, scaled, out=replica)
-            elif before is not self._own:
-                np.copyto(own, before[lo:hi])
-            if self._mends:
-                continue
-            if not any(edges):
-                sum_replica(own, seen, replica)
-            else:
-                sum_edges(own, seen, [edge and edge.payload[lo:hi] for edge in edges], replica)
+    def _publish_all(self) -> None:
+        """Publish on all channels what there is; waits until it is there."""
+        self._store.finish()
+        self._publish([True] * len(self._pacers))
+        self._store.finish()
 
     # To survive.
 
@@ -286,7 +270,7 @@ class ReadExchange(Exchange):
             self._reader.add_buffer()
         self._pacers = self._pacers[:1]
         ranks = topology.complete(self.comm.rank, self.comm.size)
-        self._neighbours = [Neighbour(other, 0, self._window.buffer(), self._pacers[0]) for other in ranks]
+        self._neighbours = [self._neighbour(other, 0, self._pacers[0]) for other in ranks]
         self._entries = [slice(None)] * len(ranks)
         for other in self._neighbours:
             other.publication = -1  # the start is to be read too: rank 0's is x0
@@ -313,12 +297,12 @@ class ReadExchange(Exchange):
             for lo, hi in self.blocks:
                 own = slot.payload[lo:hi]
                 np.add(total[lo:hi], own, out=total[lo:hi]) if rank else np.copyto(total[lo:hi], own)
-        drift = 0.0 if self.versions.tolist() == versions else math.nan
+        mine, drift = self.device.to_host(self.parameters), 0.0 if self.versions.tolist() == versions else math.nan
         for lo, hi in self.blocks:
             if drift == drift:
-                difference = np.subtract(self.parameters[lo:hi], total[lo:hi], out=self.scratch[: hi - lo])
-                drift = max(drift, float(np.abs(difference, out=difference).max()))
-            np.copyto(self.parameters[lo:hi], total[lo:hi])
+                drift = max(drift, float(np.abs(mine[lo:hi] - total[lo:hi]).max()))
+            np.copyto(mine[lo:hi], total[lo:hi])
+        self._show(mine)
         self.versions[:] = versions
         return versions, drift
 
@@ -333,7 +317,7 @@ class ReadExchange(Exchange):
                 break
             self._reader.advance([other for other in under_way if self._on_tree or other in self._left])
         if not self._on_tree and not self._mends:
-            self._sum_replica()
+            self._store.sum_replica(self._neighbours)
 
     def _read_last(self, rank: int, buffer: Slot) -> Slot:
         """Read what `rank` has published last, using `buffer`, which may be another afterwards."""

@@ -1,7 +1,7 @@
 """Reading neighbours' publications without ever waiting, and publishing so that they can be read."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,6 +44,16 @@ class Pacer:
         self._since_change = 0
 
 
+def swap(other: "Neighbour", buffer: Slot) -> Iterator[None]:
+    """Have `other` seen what was read into `buffer`; yields wherever it would have to wait.
+
+    Returns a buffer to read into next; here, what was seen before.
+    """
+    before, other.seen = other.seen, buffer
+    yield from ()
+    return before
+
+
 class Neighbour:
     """A rank that is read, and how far that has come.
 
@@ -56,10 +66,12 @@ class Neighbour:
         Takes what was last read.
     pacer : Pacer
         Of the own channel that this neighbour reads.
+    keep : callable
+        What to do with a read that saw one publication only; see `swap`.
     """
 
-    def __init__(self, rank: int, channel: int, seen: Slot, pacer: Pacer):
-        self.rank, self.channel, self.seen, self.pacer = rank, channel, seen, pacer
+    def __init__(self, rank: int, channel: int, seen: Slot, pacer: Pacer, keep=swap):
+        self.rank, self.channel, self.seen, self.pacer, self.keep = rank, channel, seen, pacer, keep
         self.publication = 0  # the publication `seen` was read from
         self.version = 0  # updates that it has made, as far as its header has told
         self.header = np.zeros(N_WORDS, np.int64)
@@ -141,7 +153,7 @@ class Reader:
         buffer = self._buffers.pop()
         read = self._read_snapshot if self._snapshot else self._read_elementwise
         if (yield from read(other, publication, buffer)):
-            buffer, other.seen = other.seen, buffer
+            buffer = yield from other.keep(other, buffer)
             other.publication = publication
         self._buffers.append(buffer)
 

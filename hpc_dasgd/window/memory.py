@@ -21,18 +21,29 @@ _DATATYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE,
 
 
 class Transfer:
-    """A transfer under way. `done` polls; the buffers belong to it until it answers True."""
+    """A transfer under way. `done` polls; the buffers belong to it until it answers True.
 
-    def __init__(self, requests: list):
-        self._requests = requests
+    Parameters
+    ----------
+    requests : list of MPI.Request
+    rest : iterator of list of MPI.Request, optional
+        Pieces that are to follow, one after the other; each begins when it is asked for.
+    """
+
+    def __init__(self, requests: list, rest: Iterator[list] | None = None):
+        self._requests, self._rest = requests, rest
 
     def done(self) -> bool:
-        """Whether all of it is through; gives MPI a chance to progress, never waits."""
+        """Whether all of it is through; gives MPI a chance to progress, and begins what follows. Never waits."""
         while self._requests:
             if not self._requests[-1].Test():
                 return False
             self._requests.pop()
-        return True
+        following = None if self._rest is None else next(self._rest, None)
+        if following is None:
+            return True
+        self._requests = following
+        return False
 
 
 def arrival(transfer: Transfer) -> Iterator[None]:
@@ -53,6 +64,9 @@ class WindowMemory:
         Complete reads by polling requests (``Rget``) or at once (``Get`` and ``Flush``, which waits where the
         network needs the target's help). By default a probe decides: requests, where each rank really
         received what stands in its neighbour's memory through one.
+    piece_bytes : int, optional
+        Read larger pieces than that one after the other: where memory is shared, a read is a copy by this
+        processor, which has something to do in between.
 
     Attributes
     ----------
@@ -67,8 +81,15 @@ class WindowMemory:
         If the MPI library does not offer the unified memory model for this window.
     """
 
-    def __init__(self, comm, n_bytes: int, request_reads: bool | None = None):
+    def __init__(
+        self,
+        comm,
+        n_bytes: int,
+        request_reads: bool | None = None,
+        piece_bytes: int | None = None,
+    ):
         self.comm = comm
+        self._piece_bytes = min(piece_bytes or TRANSFER_LIMIT_BYTES, TRANSFER_LIMIT_BYTES)
         self.transferred_bytes = 0
         # One more alignment unit, because not every MPI aligns what it allocates; one for the probe.
         self._window = MPI.Win.Allocate(n_bytes + 2 * ALIGNMENT_BYTES, 1, comm=comm)
@@ -97,16 +118,8 @@ class WindowMemory:
 
     def read(self, target: int, source: int, out: np.ndarray) -> Transfer:
         """Begin to copy bytes of `target`'s memory from `source` on into `out` (contiguous). Never waits."""
-        window, out = self._open(), out.view(np.uint8)
-        get = window.Rget if self._request_reads else window.Get
-        requests = [
-            get([piece, piece.size, MPI.BYTE], target, [offset, piece.size, MPI.BYTE])
-            for offset, piece in self._pieces(target, source, out)
-        ]
-        if not self._request_reads:
-            window.Flush(target)
-            requests.clear()
-        return Transfer(requests)
+        pieces = self._get(target, source, out.view(np.uint8))
+        return Transfer(next(pieces, []), pieces)
 
     def add(self, target: int, source: int, values: np.ndarray, fetched: np.ndarray) -> Transfer:
         """Begin to add `values` to as many elements of `target`'s memory from byte `source` on. Never waits.
@@ -160,10 +173,20 @@ class WindowMemory:
     def _offset(self, target: int, source: int) -> int:
         return self._bases[target] + ALIGNMENT_BYTES + source
 
-    def _pieces(self, target: int, source: int, local: np.ndarray):
+    def _get(self, target: int, source: int, out: np.ndarray) -> Iterator[list]:
+        """Begin to copy piece after piece into `out`, uint8; yield the requests of each."""
+        window = self._open()
+        for offset, piece in self._pieces(target, source, out, self._piece_bytes):
+            get = window.Rget if self._request_reads else window.Get
+            request = get([piece, piece.size, MPI.BYTE], target, [offset, piece.size, MPI.BYTE])
+            if not self._request_reads:
+                window.Flush(target)
+            yield [request] if self._request_reads else []
+
+    def _pieces(self, target: int, source: int, local: np.ndarray, piece_bytes: int = TRANSFER_LIMIT_BYTES):
         """Yield (offset in the target's window, piece of `local`) of a transfer."""
         offset = self._offset(target, source)
-        n_piece = TRANSFER_LIMIT_BYTES // local.itemsize
+        n_piece = piece_bytes // local.itemsize
         for first in range(0, local.size, n_piece):
             piece = local[first : first + n_piece]
             self.transferred_bytes += piece.nbytes if target != self.comm.rank else 0
@@ -184,10 +207,3 @@ class WindowMemory:
 def aligned(n_bytes: int) -> int:
     """`n_bytes`, rounded up to whole alignment units."""
     return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def aligned_zeros(n_bytes: int) -> np.ndarray:
-    """`n_bytes` of ordinary memory, uint8, zeroed and aligned as a window's."""
-    memory = np.zeros(n_bytes + ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT_BYTES
-    return memory[start : start + n_bytes]

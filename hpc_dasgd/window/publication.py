@@ -14,7 +14,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from hpc_dasgd.window.memory import ALIGNMENT_BYTES, Transfer, WindowMemory, aligned, aligned_zeros
+from hpc_dasgd.arrays.device import Host
+from hpc_dasgd.window.memory import ALIGNMENT_BYTES, Transfer, WindowMemory, aligned
 
 
 class Word(IntEnum):
@@ -112,6 +113,8 @@ class PublicationWindow:
         Length of the version vector in front of each payload.
     request_reads : bool, optional
         See `WindowMemory`, also for what this may raise.
+    device : Host or Gpu, optional
+        To and from which payloads are copied: windows and buffers are made fast for that.
 
     Attributes
     ----------
@@ -127,11 +130,14 @@ class PublicationWindow:
         n_channels: int = 1,
         n_versions: int = 1,
         request_reads: bool | None = None,
+        device=None,
     ):
+        self._device = device or Host()
         self._shape = (n_versions, n_params, np.dtype(dtype))
         self._slot_bytes = aligned(Slot.payload_offset_bytes(n_versions) + n_params * self._shape[2].itemsize)
         self._channel_bytes = ALIGNMENT_BYTES + n_slots * self._slot_bytes
-        self._memory = WindowMemory(comm, n_channels * self._channel_bytes, request_reads)
+        self._memory = WindowMemory(comm, n_channels * self._channel_bytes, request_reads, self._device.piece_bytes)
+        self._registered = self._device.register(self._memory.memory)
         self.channels = [self._channel(number, n_slots) for number in range(n_channels)]
 
     @property
@@ -145,8 +151,8 @@ class PublicationWindow:
         return self._memory.transferred_bytes
 
     def buffer(self) -> Slot:
-        """A slot in ordinary memory, zeroed, to read another rank's into."""
-        return Slot(aligned_zeros(self._slot_bytes), *self._shape)
+        """A slot outside the window, zeroed, to read another rank's into."""
+        return Slot(self._device.host_zeros(self._slot_bytes), *self._shape)
 
     def set_word(self, word: Word, value: int) -> None:
         """Store `value` into the headers of all own channels. Never waits."""
@@ -177,6 +183,9 @@ class PublicationWindow:
     def free(self) -> None:
         """Give the memory back. Collective; every `Slot` of this window is invalid afterwards."""
         self.channels.clear()
+        if self._registered:
+            self._device.unregister(self._memory.memory)
+            self._registered = False
         self._memory.free()
 
     def _channel(self, number: int, n_slots: int) -> Channel:

@@ -3,8 +3,8 @@
     python mortal_ranks.py FOLDER SCENARIO_AS_JSON
 
 `scenario`: ``overlay``; ``kills`` and ``stops``, by rank the own update within which it kills itself, or stops itself
-for two heartbeat timeouts; ``consistency``; ``target``, the updates that a rank wants to hold of each that is not
-killed. Writes what it came to into ``FOLDER/rank_R.json``.
+for two heartbeat timeouts; ``consistency``; ``device``; ``target``, the updates that a rank wants to hold of each that
+is not killed. Writes what it came to into ``FOLDER/rank_R.json``.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from integer_updates import N_PARAMS, Updates
+from late_device import LateDevice
 
 from hpc_dasgd import launch, topology
 from hpc_dasgd.errors import LeftBehindError
@@ -49,12 +50,14 @@ def main(folder, scenario):
 
     interface.BLOCK_BYTES = 64 * 4  # three blocks
     x0 = np.arange(N_PARAMS, dtype=np.float32)
+    device = LateDevice(seed=comm.rank) if scenario.get("device") == "late" else None
     exchange = ReadExchange(
         comm,
         x0,
         tree=TREES[scenario["overlay"]](comm.size),
         consistency=scenario.get("consistency", "snapshot"),
         heartbeat_timeout_s=TIMEOUT_S,
+        device=device,
     )
     updates = [Updates(rank) for rank in range(comm.size)]
     kill_at = scenario.get("kills", {}).get(str(comm.rank))
@@ -68,7 +71,7 @@ def main(folder, scenario):
         if exchange.made == kill_at:
 
             def update(lo, hi, out):
-                if lo:  # within the pass that stores the next publication
+                if lo or device:  # within the pass that stores the next publication
                     os.kill(os.getpid(), signal.SIGKILL)
                 out[:] = 1.0
 

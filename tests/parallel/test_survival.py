@@ -109,6 +109,18 @@ def test_so_it_is_with_elementwise_reads(run_ranks, overlay):
 
 
 @pytest.mark.parametrize("overlay", ["complete", "chain"])
+def test_so_it_is_with_replicas_on_a_device(run_ranks, overlay):
+    found, ended, errors = run_ranks(4, overlay=overlay, kills={"1": 50}, target=300, device="late")
+    assert sorted(found) == [0, 2, 3], errors
+    assert ended == expected(ended, 0, 0, 0, KILLED)
+    for each in found.values():
+        # What was on its way to the window is lost with the rank.
+        assert each["versions"] == found[0]["versions"] and 0 < each["versions"][1] <= 50
+        assert each["n_wrong"] == 0
+        np.testing.assert_array_equal(each["parameters"], held_by(found[0]["versions"]))
+
+
+@pytest.mark.parametrize("overlay", ["complete", "chain"])
 def test_a_rank_that_was_only_stopped_takes_part_again(run_ranks, overlay):
     found, ended, errors = run_ranks(4, overlay=overlay, stops={"1": 50}, target=400)
     assert ended == expected(ended, 0, 0, 0, 0), errors

@@ -4,18 +4,6 @@ import numpy as np
 import pytest
 
 from hpc_dasgd import arrays
-from hpc_dasgd.errors import ConfigError
-
-
-@pytest.mark.parametrize("kind", ["cpu", "auto"])
-def test_select_gives_numpy(kind):
-    assert arrays.select(kind) is np
-
-
-@pytest.mark.parametrize("kind", ["tpu", "", None, "CPU"])
-def test_select_names_an_unknown_kind(kind):
-    with pytest.raises(ConfigError, match=r"`device\.kind` must be one of cpu, gpu, auto, got " + repr(kind)):
-        arrays.select(kind)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

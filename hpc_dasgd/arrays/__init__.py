@@ -1,50 +1,14 @@
-"""Which array library a rank computes with, and writing results in place in any of them."""
+"""Arithmetic on arrays of any library: NumPy's, CuPy's, or another that follows the array API standard.
+
+`device` has what a rank computes with; `gpu` alone imports CuPy.
+"""
+
+import sys
 
 import numpy
 
-from hpc_dasgd.errors import ConfigError
-
-KINDS = ("cpu", "gpu", "auto")
 ALIGNMENT_BYTES = 64
 _WITH_OUT = ("numpy", "cupy")
-
-
-def select(kind):
-    """Return the array namespace for a device.
-
-    Parameters
-    ----------
-    kind : {"cpu", "gpu", "auto"}
-        The setting ``device.kind``.
-
-    Returns
-    -------
-    xp : module
-        An array namespace; NumPy for "cpu" and "auto".
-
-    Raises
-    ------
-    ConfigError
-        If `kind` is unknown or cannot be had.
-    """
-    if kind not in KINDS:
-        raise ConfigError(f"`device.kind` must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind == "gpu":
-        raise ConfigError('`device.kind` = "gpu" is not available yet; set "cpu" or "auto"')
-    return numpy
-
-
-def gpus():
-    """Return the names of the GPUs that CuPy sees; None where there is no CuPy."""
-    try:
-        import cupy
-    except ImportError:
-        return None
-    try:
-        n_devices = cupy.cuda.runtime.getDeviceCount()
-        return [cupy.cuda.runtime.getDeviceProperties(device)["name"].decode() for device in range(n_devices)]
-    except cupy.cuda.runtime.CUDARuntimeError:
-        return []
 
 
 def aligned_copy(array):
@@ -56,8 +20,18 @@ def aligned_copy(array):
     return copy
 
 
+def copy_to_host(array, out):
+    """Copy an array of any library, dtype and shape as those of `out`, into the NumPy array `out`; waits."""
+    if type(array).__module__ == "cupy":
+        array.get(out=out)
+    else:
+        numpy.copyto(out, array)
+
+
 def namespace(array):
     """Return the array namespace of `array`; NumPy where it does not say (NumPy 1.26)."""
+    if type(array).__module__ == "cupy":  # whose arrays do not say either
+        return sys.modules["cupy"]
     describe = getattr(array, "__array_namespace__", None)
     return numpy if describe is None else describe()
 
@@ -82,6 +56,30 @@ def into(out, function, *arguments, **options):
         function(*arguments, out=out, **options)
     else:
         out[...] = xp.astype(function(*arguments, **options), out.dtype, copy=False)
+
+
+def add_up(terms, out):
+    """Store ``((terms[0] + terms[1]) + terms[2]) + ...`` into `out`; on a GPU all at once, the same bits.
+
+    Parameters
+    ----------
+    terms : sequence of array, at least one
+        Of the shape and dtype of `out`, which may be among them as the first.
+    out : array
+    """
+    if isinstance(out, numpy.ndarray):
+        if len(terms) == 1:
+            numpy.copyto(out, terms[0])
+            return
+        numpy.add(terms[0], terms[1], out=out)
+        for term in terms[2:]:
+            numpy.add(out, term, out=out)
+    elif type(out).__module__ == "cupy":
+        from hpc_dasgd.arrays.gpu import add_up as at_once
+
+        at_once(terms, out)
+    else:
+        out[...] = sum(terms[1:], start=terms[0])
 
 
 def windows(images, size):

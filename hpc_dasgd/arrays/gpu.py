@@ -1,0 +1,129 @@
+"""A GPU, with CuPy: what it computes, and copies to and from it that go on beside that."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import cupy
+import numpy as np
+from cupy.cuda import runtime
+
+_SUCCESS, _NOT_READY = 0, 600  # of CUDA's answers
+_TERMS_AT_ONCE = 16
+_PIECE_BYTES = 4 << 20  # half a millisecond of copying by a processor
+
+
+def names() -> list[str]:
+    """Return the names of the visible GPUs."""
+    try:
+        devices = range(runtime.getDeviceCount())
+        return [runtime.getDeviceProperties(device)["name"].decode() for device in devices]
+    except runtime.CUDARuntimeError:
+        return []
+
+
+class Mark:
+    """All that a stream was told to do before this was made."""
+
+    def __init__(self, stream, keeps=()):
+        self._event = cupy.cuda.Event(disable_timing=True)
+        self._event.record(stream)
+        self._keeps = keeps  # memory must not be given back under a copy
+
+    @property
+    def event(self):
+        return self._event
+
+    def done(self) -> bool:
+        """Whether it is done; never waits."""
+        status = runtime.eventQuery(self._event.ptr)
+        if status not in (_SUCCESS, _NOT_READY):
+            raise runtime.CUDARuntimeError(status)
+        return status == _SUCCESS
+
+
+class Gpu:
+    """A GPU; see `device.Host` for the attributes and methods. The thread that makes it computes on it from then on.
+
+    Computing is done on CUDA's default stream, which is also that of PyTorch, so that what one library computes the
+    other finds. Copies have a stream for each direction.
+
+    Parameters
+    ----------
+    number : int
+        Among the visible ones.
+    tf32 : bool
+        See `device.choose`.
+    """
+
+    xp, on_host = cupy, False
+    piece_bytes = _PIECE_BYTES
+
+    def __init__(self, number: int, tf32: bool = False):
+        os.environ["CUPY_TF32"] = str(int(tf32))  # which CuPy reads before its first matrix product
+        cupy.cuda.Device(number).use()
+        properties = runtime.getDeviceProperties(number)
+        self.name = f"{properties['name'].decode()} (GPU {number})"
+        self._compute = cupy.cuda.Stream.null
+        self._up, self._down = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+
+    def place(self, array: np.ndarray):
+        return cupy.array(array)
+
+    def zeros(self, size: int, dtype):
+        return cupy.zeros(size, dtype)
+
+    def to_host(self, array) -> np.ndarray:
+        return cupy.asnumpy(array)
+
+    def host_zeros(self, n_bytes: int) -> np.ndarray:
+        memory = np.frombuffer(cupy.cuda.alloc_pinned_memory(n_bytes), np.uint8, n_bytes)
+        memory[:] = 0
+        return memory
+
+    def register(self, memory: np.ndarray) -> bool:
+        try:
+            runtime.hostRegister(memory.ctypes.data, memory.nbytes, 0)
+        except runtime.CUDARuntimeError:
+            return False
+        return True
+
+    def unregister(self, memory: np.ndarray) -> None:
+        runtime.hostUnregister(memory.ctypes.data)
+
+    def mark(self) -> Mark:
+        return Mark(self._compute)
+
+    def upload(self, source: np.ndarray, out, after: Mark) -> Mark:
+        self._up.wait_event(after.event)
+        addresses = out.data.ptr, source.ctypes.data
+        runtime.memcpyAsync(*addresses, source.nbytes, runtime.memcpyHostToDevice, self._up.ptr)
+        return Mark(self._up, (source, out))
+
+    def download(self, source, out: np.ndarray, after: Mark) -> Mark:
+        self._down.wait_event(after.event)
+        addresses = out.ctypes.data, source.data.ptr
+        runtime.memcpyAsync(*addresses, out.nbytes, runtime.memcpyDeviceToHost, self._down.ptr)
+        return Mark(self._down, (source, out))
+
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        mark = self.mark()
+        while not mark.done():
+            work()
+
+
+def add_up(terms, out) -> None:
+    """See `arrays.add_up`."""
+    terms = list(terms)
+    while terms:
+        now, terms = terms[:_TERMS_AT_ONCE], terms[_TERMS_AT_ONCE:]
+        _adder(len(now))(*now, out)
+        if terms:
+            terms.insert(0, out)
+
+
+@cache
+def _adder(n_terms: int) -> cupy.ElementwiseKernel:
+    """One kernel that adds up arrays from left to right."""
+    terms = [f"x{k}" for k in range(n_terms)]
+    return cupy.ElementwiseKernel(", ".join(f"T {term}" for term in terms), "T y", f"y = {' + '.join(terms)}", "add_up")

@@ -1,0 +1,153 @@
+"""Exchanges whose replicas are on a device: the same promises, with copies that take their time."""
+
+import numpy as np
+import pytest
+from integer_updates import N_PARAMS, Updates
+from late_device import FarArray, LateDevice
+from test_exchange import held_by, make_read, small_blocks, step  # noqa: F401, the fixture is used
+
+from hpc_dasgd import exchange as exchanges
+from hpc_dasgd.arrays.device import Host
+from hpc_dasgd.config import ExchangeConfig
+from hpc_dasgd.window.publication import Word
+
+MIRRORED = {
+    "accumulate": ExchangeConfig(kind="accumulate"),
+    "server": ExchangeConfig(kind="server"),
+    "allreduce": ExchangeConfig(kind="allreduce"),
+}
+
+
+def check_held(exchange):
+    np.testing.assert_array_equal(np.asarray(exchange.parameters), held_by(exchange.versions))
+
+
+@pytest.mark.parallel([1, 4])
+@pytest.mark.parametrize(
+    ("overlay", "consistency", "every"),
+    [
+        *(("complete", "snapshot", 1), ("complete", "snapshot", 3), ("complete", "elementwise", 1)),
+        *(("tree", "snapshot", 1), ("tree", "snapshot", 3), ("tree", "elementwise", 1), ("star", "snapshot", 1)),
+    ],
+)
+def test_every_update_is_held_once_at_any_time(comm, overlay, consistency, every):
+    device = LateDevice(seed=comm.rank)
+    exchange = make_read(comm, overlay, consistency=consistency, every=every, device=device)
+    updates = Updates(comm.rank)
+    for _ in range(60 + 10 * comm.rank):
+        exchange.pull()
+        if consistency == "snapshot":
+            check_held(exchange)
+        before = exchange.parameters.copy()
+        device.meanwhile(exchange.read_on)
+        np.testing.assert_array_equal(exchange.parameters, before)  # a gradient is being computed there
+        exchange.push(updates[exchange.made])
+        if consistency == "snapshot":
+            check_held(exchange)
+    settled = exchange.settle()
+    assert exchange.versions.tolist() == [60 + 10 * rank for rank in range(comm.size)]
+    assert isinstance(exchange.parameters, FarArray) and settled.drift == 0.0
+    check_held(exchange)
+    assert device.n_downloads > 1 and (device.n_uploads > 1 or comm.size == 1)
+    exchange.free()
+    assert device.n_registered == 0
+
+
+@pytest.mark.parallel([4])
+@pytest.mark.parametrize("overlay", ["complete", "tree"])
+def test_some_ranks_have_a_device_and_others_none(comm, overlay):
+    exchange = make_read(comm, overlay, device=LateDevice(seed=comm.rank) if comm.rank % 2 else Host())
+    updates = Updates(comm.rank)
+    for _ in range(40):
+        step(exchange, updates)
+        check_held(exchange)
+    exchange.settle()
+    assert exchange.versions.tolist() == [40] * comm.size
+    check_held(exchange)
+    exchange.free()
+
+
+@pytest.mark.parallel([1, 2])
+def test_steps_go_on_while_a_publication_is_under_way(comm):
+    """Its version is raised only when all of it is there; what came meanwhile is published with the next one."""
+    device = LateDevice(most_polls=1)
+    exchange = make_read(comm, device=device)
+    device.download, copies = lambda source, out, after: copies.append((source, out)) or Under(), []
+    updates = Updates(comm.rank)
+    exchange.push(updates[0])
+    channel, header = exchange._window.channels[0], exchange._window.channels[0]._header
+    assert (header[Word.PUBLICATION], header[Word.BEGUN]) == (0, 1)
+    for version in range(1, 5):
+        exchange.push(updates[version])
+        exchange.read_on()
+    assert len(copies) == 1 and (header[Word.PUBLICATION], header[Word.BEGUN]) == (0, 1)
+    (source, out), Under.through = copies[0], True
+    np.asarray(out)[...] = source
+    exchange.pull()
+    assert header[Word.PUBLICATION] == 1 and channel.published.versions.tolist() == [1]
+    expected = Updates(comm.rank).sum_to(1) + (np.arange(N_PARAMS) if comm.rank == 0 else 0)
+    np.testing.assert_array_equal(channel.published.payload, expected)
+    del device.download
+    exchange.push(updates[5])
+    exchange.settle()
+    assert exchange.versions.tolist() == [6] * comm.size
+    check_held(exchange)
+    exchange.free()
+    Under.through = False
+
+
+class Under:
+    through = False
+
+    def done(self):
+        return self.through
+
+
+@pytest.mark.parallel([2])
+def test_replicas_alone_stay_alone(comm):
+    exchange = exchanges.make(ExchangeConfig(kind="none"), comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice())
+    for _ in range(20):
+        step(exchange, Updates(comm.rank))
+    exchange.settle()
+    np.testing.assert_array_equal(np.asarray(exchange.parameters), np.arange(N_PARAMS) + Updates(comm.rank).sum_to(20))
+    exchange.free()
+
+
+@pytest.mark.parallel([1, 4])
+@pytest.mark.parametrize("kind", MIRRORED)
+@pytest.mark.parametrize("every", [1, 3])
+def test_exchanges_of_host_memory_are_mirrored(comm, kind, every):
+    device = LateDevice(seed=comm.rank)
+    exchange = exchanges.make(MIRRORED[kind], comm, np.arange(N_PARAMS, dtype="f4"), device=device)
+    exchange.every = every
+    updates = Updates(comm.rank)
+    n_steps = 30  # the synchronous one ends with all ranks at once
+    for _ in range(n_steps):
+        exchange.pull()
+        device.meanwhile(exchange.read_on)
+        exchange.push(updates[exchange.made])
+    exchange.settle()
+    assert exchange.versions.tolist() == [n_steps] * comm.size and isinstance(exchange.parameters, FarArray)
+    total = held_by([n_steps] * comm.size) - np.arange(N_PARAMS)
+    share = comm.size if kind == "allreduce" else 1
+    np.testing.assert_allclose(np.asarray(exchange.parameters), np.arange(N_PARAMS) + total / share, atol=1e-3)
+    exchange.free()
+    assert device.n_registered == 0
+
+
+@pytest.mark.parallel([4])
+@pytest.mark.parametrize("mixing", ["average", "push-sum"])
+def test_gossip_is_mirrored_too(comm, mixing):
+    config = ExchangeConfig(kind="gossip", topology="ring", mixing=mixing)
+    exchange = exchanges.make(config, comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice(seed=comm.rank))
+
+    def towards_3(lo, hi, out):
+        out[...] = 0.5 * (3.0 - exchange.parameters[lo:hi])
+
+    for _ in range(60):
+        exchange.pull()
+        exchange.push(towards_3)
+        comm.Barrier()
+    exchange.settle()
+    np.testing.assert_allclose(np.asarray(exchange.parameters), 3.0, rtol=1e-2)
+    exchange.free()
