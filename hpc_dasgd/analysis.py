@@ -30,7 +30,7 @@ from hpc_dasgd.staleness import Staleness, measure
 from hpc_dasgd.versions import Order, causal_order, replicas_at
 
 _OF_THE_FIRST = ("started", "command")  # attributes that tell of the run what its first generation says
-_BY_RANK = ("hosts", "nodes", "cores", "transferred_bytes", "clock_offset_s", "clock_drift_s")
+_BY_RANK = ("hosts", "devices", "nodes", "cores", "transferred_bytes", "clock_offset_s", "clock_drift_s")
 _MEMORY_BYTES = 1 << 30  # of version vectors; where there are more, they are read piece by piece
 
 

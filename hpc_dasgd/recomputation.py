@@ -8,12 +8,19 @@ import numpy as np
 
 from hpc_dasgd import optimizers, schema, topology
 from hpc_dasgd.analysis import Run
+from hpc_dasgd.arrays import device
 from hpc_dasgd.batches import Sampler
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.generations import Generation
 from hpc_dasgd.partial_sums import sum_edges, sum_replica
 from hpc_dasgd.rankfiles import open_file
 from hpc_dasgd.versions import walk
+
+
+def device_of(run: Run):
+    """What gradients of `run` are taken with again: a GPU if it had one and there is one here, else the processor."""
+    on_gpus = any(name != device.Host.name for name in run.attributes.get("devices", ()))
+    return device.choose("auto" if on_gpus else "cpu", tf32=run.config.device.tf32)
 
 
 class Recomputation:
@@ -43,11 +50,16 @@ class Recomputation:
         _check(run, objective)
         self._run, self._stop = run, stop
         self._objective, data = run.objective(objective, data)
-        self._split = None if data is None else data.train
+        self._device = device_of(run)
+        self._split = None if data is None else data.on(self._device).train
         self._order = run.order
         self._first = np.cumsum(run.counts) - run.counts
         self._last_use = self._find_last_uses()
         self.parameters, self.gradient = np.empty_like(run.x0), np.empty_like(run.x0)
+        # What the objective is given, the same arrays every time.
+        self._placed = self.parameters, self.gradient
+        if not self._device.on_host:
+            self._placed = tuple(map(self._device.place, self._placed))
         self.loss, self.held = math.nan, np.zeros(run.n_ranks, np.int64)
         self.differences: list[str] = []
         self._place, self._optimizers = 0, []
@@ -63,9 +75,7 @@ class Recomputation:
                 self._go_on()
             row = self._first[rank] + index
             self.parameters[...] = self.replica(rank, held)
-            self.loss = self._objective.loss_and_gradient(
-                self.parameters, self._samplers[rank].batch(index), self.gradient
-            )
+            self._differentiate(self._samplers[rank].batch(index))
             if self.loss != logged_loss[row] and not self.differences:
                 where = f"gradient {index} of rank {rank}, number {at} of all"
                 self.differences.append(f"{where}: loss {self.loss!r}, in the log {float(logged_loss[row])!r}")
@@ -80,6 +90,15 @@ class Recomputation:
             yield rank
         while self._stop is None and self._child is not None:
             self._go_on()
+
+    def _differentiate(self, batch) -> None:
+        """Take loss and gradient on the device; all else is done here, where it has the same bits."""
+        parameters, gradient = self._placed
+        if not self._device.on_host:
+            parameters[...] = self._device.place(self.parameters)
+        self.loss = float(self._objective.loss_and_gradient(parameters, batch, gradient))
+        if not self._device.on_host:
+            self.gradient[...] = self._device.to_host(gradient)
 
     def replica(self, rank: int, versions: Sequence[int]) -> np.ndarray:
         """The replica of `rank` at a version vector, in the generation that was come to."""

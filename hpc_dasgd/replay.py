@@ -16,7 +16,7 @@ from hpc_dasgd import machine
 from hpc_dasgd.analysis import Run
 from hpc_dasgd.data import Dataset
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.recomputation import Recomputation
+from hpc_dasgd.recomputation import Recomputation, device_of
 
 _SHOWN_RANKS = 32
 _CHANGES_BITS = ("cpu", "blas", "blas_threads", "numpy_version")
@@ -210,4 +210,11 @@ def _other_machine(run: Run) -> list[str]:
     """What may change the last bits of a result and is another here than it was in the run."""
     here = machine.describe() | {"numpy_version": np.__version__}
     then = {name: run.attributes[name] for name in _CHANGES_BITS if name in run.attributes}
+    devices = {_model(name) for name in run.attributes.get("devices", ())}
+    if devices:
+        here, then = here | {"device": _model(device_of(run).name)}, then | {"device": ", ".join(sorted(devices))}
     return [f"{name} is {here[name]}, in the run {value}" for name, value in then.items() if value != here[name]]
+
+
+def _model(device: str) -> str:
+    return device.partition(" (")[0]

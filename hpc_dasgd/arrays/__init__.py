@@ -36,6 +36,11 @@ def namespace(array):
     return numpy if describe is None else describe()
 
 
+def scalar(value):
+    """Return an array of shape () as a Python float; on a GPU as it is, which is not waited for."""
+    return value if type(value).__module__ == "cupy" else float(value)
+
+
 def into(out, function, *arguments, **options):
     """Write ``function(*arguments, **options)`` into `out`.
 

@@ -51,4 +51,6 @@ class Objective(Protocol):
         Returns
         -------
         loss : float
+            Or what ``float()`` takes: an array of shape () on a GPU is not asked for its value before the gradient is
+            there, so that other ranks can be read meanwhile.
         """

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpc_dasgd.arrays import into, namespace
+from hpc_dasgd.arrays import into, namespace, scalar
 
 
 class Loss(NamedTuple):
@@ -28,7 +28,7 @@ def _cross_entropy(outputs, y) -> float:
     chosen = xp.sum(outputs * target, axis=1)
     into(outputs, xp.exp, outputs)
     total = xp.sum(outputs, axis=1, keepdims=True)
-    loss = float(xp.mean(xp.log(total[:, 0]) - chosen))
+    loss = scalar(xp.mean(xp.log(total[:, 0]) - chosen))
     into(outputs, xp.divide, outputs, total)
     into(outputs, xp.subtract, outputs, target)
     into(outputs, xp.divide, outputs, outputs.shape[0])
@@ -40,7 +40,7 @@ def _binary_cross_entropy(outputs, y) -> float:
     xp = namespace(outputs)
     target = xp.asarray(y[:, None], dtype=outputs.dtype)
     softplus = xp.logaddexp(outputs, xp.zeros_like(outputs))
-    loss = float(xp.mean(softplus - target * outputs))
+    loss = scalar(xp.mean(softplus - target * outputs))
     into(outputs, xp.subtract, xp.exp(outputs - softplus), target)
     into(outputs, xp.divide, outputs, outputs.shape[0])
     return loss
@@ -50,7 +50,7 @@ def _half_squared_error(outputs, y) -> float:
     """``mean over rows of 1/2 sum_j (o_j - y_j)**2`` for targets `y`, shape (n, k)."""
     xp = namespace(outputs)
     into(outputs, xp.subtract, outputs, xp.asarray(y, dtype=outputs.dtype))
-    loss = 0.5 * float(xp.sum(outputs * outputs)) / outputs.shape[0]
+    loss = 0.5 * scalar(xp.sum(outputs * outputs)) / outputs.shape[0]
     into(outputs, xp.divide, outputs, outputs.shape[0])
     return loss
 

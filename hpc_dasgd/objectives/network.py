@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpc_dasgd.arrays import into, namespace
+from hpc_dasgd.arrays import into, namespace, scalar
 from hpc_dasgd.objectives.losses import Loss
 
 
@@ -118,7 +118,8 @@ class Network:
         self._forward(parameters, x, activations)
         accuracy = self._loss.accuracy
         metrics = {} if accuracy is None else {"accuracy": accuracy(activations[-1], y)}
-        return {"loss": self._loss.differentiate(activations[-1], y) + self._penalty(parameters), **metrics}
+        loss = self._loss.differentiate(activations[-1], y) + self._penalty(parameters)
+        return {"loss": float(loss), **metrics}
 
     def _on(self, parameters, batch):
         """Return features, shape (n, n_features), and targets, where `parameters` are; copied if need be."""
@@ -127,7 +128,7 @@ class Network:
         return xp.reshape(x, (x.shape[0], self._widths[0])), xp.asarray(batch.y)
 
     def _penalty(self, parameters) -> float:
-        return 0.5 * self._l2 * float(parameters @ parameters) if self._l2 else 0.0
+        return 0.5 * self._l2 * scalar(parameters @ parameters) if self._l2 else 0.0
 
     def _forward(self, parameters, x, activations) -> None:
         xp = namespace(parameters)

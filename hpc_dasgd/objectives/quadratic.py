@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hpc_dasgd.arrays import into, namespace
+from hpc_dasgd.arrays import into, namespace, scalar
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.rules import NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER
 
@@ -51,7 +51,7 @@ class Quadratic:
         """Fill `out` with a noisy gradient and return the exact loss; see `Objective`."""
         xp = namespace(parameters)
         into(out, xp.multiply, xp.asarray(self._spectrum, dtype=parameters.dtype), parameters)
-        loss = 0.5 * float(parameters @ out)
+        loss = 0.5 * scalar(parameters @ out)
         if self._sigma:
             noise = batch.rng.standard_normal(self._spectrum.size)
             noise *= self._sigma / self._spectrum.size**0.5

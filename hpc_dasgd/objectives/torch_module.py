@@ -87,7 +87,7 @@ class TorchObjective:
         self._gradient.zero_()
         loss, _, _ = self._forward(batch)
         loss.backward()
-        return loss.item()
+        return loss.detach() if loss.is_cuda else loss.item()
 
     def evaluate(self, parameters, batch) -> dict[str, float]:
         """Return the loss and, where outputs (n, k) meet classes (n,), the accuracy; see `Objective`."""
@@ -117,6 +117,8 @@ class TorchObjective:
         if parameters is self._parameters:  # the reference that is kept rules out another array at the same address
             return
         flat = torch.from_dlpack(parameters)
+        if flat.is_cuda:
+            torch.cuda.set_device(flat.device)
         self.module.to(flat.device, flat.dtype)
         for parameter, view in zip(self._trained, self._views(flat), strict=True):
             parameter.grad = None  # which may be of another dtype

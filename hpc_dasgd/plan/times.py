@@ -17,6 +17,7 @@ import numpy as np
 
 from hpc_dasgd import objectives, straggler
 from hpc_dasgd.analysis import Run
+from hpc_dasgd.arrays import device
 from hpc_dasgd.batches import Sampler
 from hpc_dasgd.config import Config
 from hpc_dasgd.errors import ConfigError
@@ -102,11 +103,15 @@ def times_from_config(config: Config, compute_ms: float | None = None, n_params:
         x0 = np.ascontiguousarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
         n_params = n_params or x0.size
     if compute_ms is None:
+        computer = device.choose(config.device.kind, tf32=config.device.tf32)
+        data = data and data.on(computer)
         sampler = Sampler(config.seed, 0, None if data is None else data.train, config.data.batch_size)
-        gradient = np.zeros_like(x0)
+        parameters, gradient = computer.place(x0), computer.zeros(x0.size, x0.dtype)
         versions = iter(range(1 << 62))
-        compute_s = _measure(lambda: objective.loss_and_gradient(x0, sampler.batch(next(versions)), gradient))
-        origin.insert(0, "gradients measured here")
+        compute_s = _measure(
+            lambda: float(objective.loss_and_gradient(parameters, sampler.batch(next(versions)), gradient))
+        )
+        origin.insert(0, f"gradients measured here ({computer.name})")
     else:
         compute_s = np.array([compute_ms / 1e3])
     pass_s = _copying_s(n_params, config.device.dtype)

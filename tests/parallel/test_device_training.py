@@ -1,0 +1,107 @@
+"""Runs whose parameters are not where the program is, from settings to files: on a device as a GPU is one.
+
+It is a stand-in of NumPy arrays, copied from and to as those of a GPU are. What CuPy makes of it is tested where
+there is a GPU (`test_gpu_training`).
+"""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import hpc_dasgd
+from hpc_dasgd import replay
+from hpc_dasgd.arrays import device
+
+EXCHANGES = {
+    "read": {},
+    "tree": {"topology": "tree"},
+    "accumulate": {"kind": "accumulate"},
+    "gossip": {"kind": "gossip", "topology": "ring"},
+    "server": {"kind": "server"},
+    "allreduce": {"kind": "allreduce"},
+    "none": {"kind": "none"},
+}
+
+
+class Elsewhere(device.Host):
+    """Host memory that is reached by copies alone."""
+
+    name, on_host = "elsewhere (GPU 0)", False
+    piece_bytes = 1 << 14
+    n_placed = 0
+
+    def place(self, array):
+        Elsewhere.n_placed += 1
+        return np.array(array)
+
+    def to_host(self, array):
+        return np.array(array)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch):
+    monkeypatch.setattr(device, "choose", lambda kind, local_rank=0, tf32=False: Elsewhere())
+
+
+def settings(**sections):
+    config = {
+        "data": {"path": "digits"},
+        "objective": {"kind": "mlp", "hidden": [32]},
+        "optimizer": {"stepsize": 0.1},
+        "budget": {"gradients": 600},
+        "log": {"evaluate_every_s": 0.1},
+    }
+    return {name: config.get(name, {}) | sections.get(name, {}) for name in {**config, **sections}}
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
+def test_it_trains_as_anywhere(comm, tmp_path, exchange):
+    config = settings(exchange=exchange)
+    result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    run = hpc_dasgd.open_run(result.run)
+    assert list(run.attributes["devices"]) == ["elsewhere (GPU 0)"] * comm.size
+    assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
+    assert result.gradients >= 600 and Elsewhere.n_placed > 0
+    if exchange.get("kind") != "none":
+        assert result.parameters.tobytes() == run.final.tobytes()
+
+
+@pytest.mark.parallel([1, 4])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_run_is_replayed_bit_for_bit(comm, tmp_path, optimizer):
+    config = settings(exchange={"topology": "tree"}, optimizer={"kind": optimizer, "stepsize": 0.005})
+    result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    if comm.rank == 0:
+        replayed = replay.replay(hpc_dasgd.open_run(result.run))
+        assert replayed.agrees, replayed.differences
+
+
+@pytest.mark.parallel([4])
+def test_a_run_goes_on_from_its_checkpoints(comm, tmp_path):
+    config = settings(optimizer={"kind": "momentum", "stepsize": 0.01}, checkpoint={"every_s": 0.05})
+    first = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    longer = config | {"budget": {"gradients": 1200}}
+    second = hpc_dasgd.train(longer, comm=comm, run=first.run, resume=True, progress=False)
+    run = hpc_dasgd.open_run(first.run)
+    assert second.gradients >= 1200 > first.gradients and len(run.generations) == 2
+    assert_allclose(run.generations[1].attributes["begun_s"], first.seconds, atol=1.0)
+    if comm.rank == 0:
+        assert replay.replay(run).agrees
+
+
+@pytest.mark.parallel([2])
+def test_the_stepsize_is_chosen_by_a_probe_there(comm, tmp_path):
+    config = settings(optimizer={"stepsize": "bound"}, budget={"gradients": 100})
+    result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    assert result.stepsize_by.startswith("bound") and result.stepsize > 0
+
+
+@pytest.mark.parallel([2])
+def test_a_model_of_pytorch_trains_there(comm, tmp_path):
+    torch = pytest.importorskip("torch")
+    from hpc_dasgd.objectives import from_torch
+
+    objective = from_torch(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), torch.nn.functional.cross_entropy)
+    result = hpc_dasgd.train(settings(), objective, comm=comm, run=tmp_path / "run", progress=False)
+    assert result.accuracy > 0.8
