@@ -2,5 +2,15 @@
 
 import signal
 
+import pytest
+
+from hpc_dasgd.arrays import device
+
 # Whoever starts the tests in the background may have it ignored, which the tests' own processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item):
+    """Skip what is marked `gpu` where there is none, with the reason."""
+    if item.get_closest_marker("gpu") and not (device.n_device_files() and device.gpu_names()):
+        pytest.skip("no GPU here that CuPy can use")

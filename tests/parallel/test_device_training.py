@@ -102,6 +102,8 @@ def test_a_model_of_pytorch_trains_there(comm, tmp_path):
     torch = pytest.importorskip("torch")
     from hpc_dasgd.objectives import from_torch
 
-    objective = from_torch(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), torch.nn.functional.cross_entropy)
+    objective = from_torch(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), torch.nn.functional.cross_entropy
+    )
     result = hpc_dasgd.train(settings(), objective, comm=comm, run=tmp_path / "run", progress=False)
     assert result.accuracy > 0.8

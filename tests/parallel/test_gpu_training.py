@@ -1,0 +1,80 @@
+"""Exchanges and runs on a GPU, several ranks on one where there are no more."""
+
+import numpy as np
+import pytest
+from integer_updates import N_PARAMS, Updates
+from test_device_training import EXCHANGES, settings
+from test_exchange import held_by, make_read
+
+import hpc_dasgd
+from hpc_dasgd import replay
+from hpc_dasgd.arrays import device as devices
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("overlay", ["complete", "tree"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_every_update_is_held_once_at_any_time(comm, overlay, every):
+    device = devices.choose("gpu", local_rank=comm.rank)
+    exchange = make_read(comm, overlay, every=every, device=device)
+    updates = Updates(comm.rank)
+
+    def update(lo, hi, out):
+        here = np.empty(hi - lo, "f4")
+        updates[exchange.made](lo, hi, here)
+        out[...] = device.place(here)
+
+    for _ in range(200):
+        exchange.pull()
+        np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
+        device.meanwhile(exchange.read_on)
+        exchange.push(update)
+        np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
+    settled = exchange.settle()
+    assert exchange.versions.tolist() == [200] * comm.size and settled.drift == 0.0
+    np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
+    assert exchange.parameters.size == N_PARAMS
+    exchange.free()
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
+def test_it_trains(comm, tmp_path, exchange):
+    config = settings(exchange=exchange, device={"kind": "gpu"})
+    result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
+    assert all("(GPU " in name for name in hpc_dasgd.open_run(result.run).attributes["devices"])
+
+
+@pytest.mark.parallel([1, 4])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_a_run_is_replayed_bit_for_bit_on_the_same_gpu(comm, tmp_path, optimizer):
+    config = settings(device={"kind": "gpu"}, optimizer={"kind": optimizer, "stepsize": 0.005})
+    result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    if comm.rank == 0:
+        replayed = replay.replay(hpc_dasgd.open_run(result.run))
+        assert replayed.agrees, replayed.differences
+
+
+@pytest.mark.parallel([2])
+def test_a_convolutional_network_trains_and_goes_on(comm, tmp_path):
+    config = settings(
+        device={"kind": "gpu"},
+        objective={"kind": "cnn", "channels": [8], "kernel": 3, "hidden": [32]},
+        checkpoint={"every_s": 0.05},
+    )
+    first = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
+    longer = config | {"budget": {"gradients": 1200}}
+    second = hpc_dasgd.train(longer, comm=comm, run=first.run, resume=True, progress=False)
+    assert second.gradients >= 1200 and second.accuracy > 0.8
+
+
+@pytest.mark.parallel([2])
+def test_one_rank_may_have_none(comm, tmp_path, monkeypatch):
+    choose = devices.choose
+    monkeypatch.setattr(devices, "choose", lambda kind, local_rank, tf32: choose("gpu" if comm.rank else "cpu"))
+    result = hpc_dasgd.train(settings(), comm=comm, run=tmp_path / "run", progress=False)
+    names = hpc_dasgd.open_run(result.run).attributes["devices"]
+    assert result.accuracy > 0.8 and names[0] == "cpu" and "(GPU " in names[1]

@@ -1,0 +1,97 @@
+"""What a rank computes with; on the processor here, on a GPU in `test_gpu`."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from hpc_dasgd import arrays
+from hpc_dasgd.arrays import device
+from hpc_dasgd.errors import ConfigError
+
+
+@pytest.fixture
+def without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it is an error then
+    monkeypatch.delitem(sys.modules, "hpc_dasgd.arrays.gpu", raising=False)
+
+
+def test_a_processor_is_chosen_by_name():
+    chosen = device.choose("cpu", local_rank=3, tf32=True)
+    assert isinstance(chosen, device.Host) and chosen.name == "cpu" and chosen.xp is np
+
+
+def test_without_device_files_nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr(device, "n_device_files", lambda: 0)
+    monkeypatch.setattr(device, "_look_for_gpus", lambda: pytest.fail("looked for GPUs"))
+    assert device.choose("auto").on_host
+
+
+def test_auto_goes_without_cupy(monkeypatch, without_cupy):
+    monkeypatch.setattr(device, "n_device_files", lambda: 2)
+    assert device.choose("auto").on_host
+    assert device.gpu_names() is None
+
+
+def test_a_gpu_that_was_asked_for_needs_cupy(without_cupy):
+    with pytest.raises(ConfigError, match=r'^`device\.kind` = "gpu" needs CuPy, which cannot be imported \(.+\): pip'):
+        device.choose("gpu")
+
+
+def test_a_gpu_that_was_asked_for_must_be_there(monkeypatch):
+    monkeypatch.setattr(device, "_look_for_gpus", lambda: ([], "a GPU, and CuPy sees none"))
+    with pytest.raises(ConfigError, match=r'^`device\.kind` = "gpu" needs a GPU, and CuPy sees none; "cpu" or "auto"'):
+        device.choose("gpu")
+    monkeypatch.setattr(device, "n_device_files", lambda: 1)
+    assert device.choose("auto").on_host
+
+
+@pytest.mark.parametrize("kind", ["tpu", "", None, "CPU"])
+def test_an_unknown_kind_is_named(kind):
+    with pytest.raises(ConfigError, match=r"`device\.kind` must be one of cpu, gpu, auto, got " + repr(kind)):
+        device.choose(kind)
+
+
+def test_on_the_processor_all_is_done_at_once():
+    host = device.Host()
+    source = np.arange(5.0)
+    placed = host.place(source)
+    assert placed is not source and placed.tolist() == source.tolist()
+    assert host.to_host(placed) is placed
+    memory = host.host_zeros(100)
+    assert memory.dtype == np.uint8 and memory.size == 100 and memory.ctypes.data % 64 == 0 and not memory.any()
+    out = host.zeros(5, np.float64)
+    assert host.upload(source, out, after=host.mark()).done() and out.tolist() == source.tolist()
+    assert host.download(out * 2, source, after=host.mark()).done() and source.tolist() == [0, 2, 4, 6, 8]
+    assert host.register(memory)
+    host.unregister(memory)
+    host.meanwhile(lambda: pytest.fail("nothing is computed meanwhile"))
+
+
+@pytest.mark.parametrize("n_terms", [1, 2, 5])
+def test_terms_are_added_up_from_the_left(n_terms):
+    rng = np.random.default_rng(0)
+    terms = [rng.standard_normal(100).astype("f4") * 10.0**k for k in range(n_terms)]
+    expected = terms[0].copy()
+    for term in terms[1:]:
+        expected = expected + term
+    out = np.full(100, np.nan, "f4")
+    arrays.add_up(terms, out)
+    assert out.tobytes() == expected.tobytes()
+    first = terms[0].copy()
+    arrays.add_up([first, *terms[1:]], first)  # in place
+    assert first.tobytes() == expected.tobytes()
+
+
+def test_terms_of_another_library_are_added_up():
+    xp = pytest.importorskip("array_api_strict")
+    out = xp.zeros(3)
+    arrays.add_up([xp.ones(3), xp.asarray([1.0, 2.0, 3.0]), xp.ones(3)], out)
+    assert np.asarray(out).tolist() == [3, 4, 5]
+
+
+def test_arrays_are_copied_into_host_memory():
+    out = np.empty(3)
+    arrays.copy_to_host(np.arange(3.0), out)
+    assert out.tolist() == [0, 1, 2]
+    assert isinstance(arrays.scalar(np.float32(1.5)), float)
