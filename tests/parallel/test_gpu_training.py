@@ -21,16 +21,19 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, every):
     exchange = make_read(comm, overlay, every=every, device=device)
     updates = Updates(comm.rank)
 
-    def update(lo, hi, out):
-        here = np.empty(hi - lo, "f4")
-        updates[exchange.made](lo, hi, here)
-        out[...] = device.place(here)
+    def placed(update):
+        def place(lo, hi, out):
+            here = np.empty(hi - lo, "f4")
+            update(lo, hi, here)
+            out[...] = device.place(here)
+
+        return place
 
     for _ in range(200):
         exchange.pull()
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
         device.meanwhile(exchange.read_on)
-        exchange.push(update)
+        exchange.push(placed(updates[exchange.made]))
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
     settled = exchange.settle()
     assert exchange.versions.tolist() == [200] * comm.size and settled.drift == 0.0
