@@ -96,6 +96,7 @@ class ExchangeConfig:
     mixing: str = _setting("average", one_of("average", "push-sum"), "gossip: how replicas are mixed")
     survive: bool = _setting(False, BOOLEAN, "read: go on without ranks that died, where the launcher lets them")
     heartbeat_timeout_s: float = _setting(10.0, POSITIVE, "survive: a rank without a heartbeat for so long is dead")
+    device_windows: bool = _setting(False, BOOLEAN, "read: windows in GPU memory, where the MPI takes such memory")
     server_rank: int = _setting(0, RANK, "server: the rank that holds the model")
     server_computes: bool = _setting(True, BOOLEAN, "server: whether that rank takes gradients too")
 
@@ -225,6 +226,10 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"`exchange.kind` must be one of {allowed} with `optimizer.schedule` {schedule}, got {kind}")
     if config.optimizer.stepsize == "bound":
         _check_bound(config)
+    if config.exchange.device_windows and kind != "read":
+        raise ConfigError(f"`exchange.kind` must be read with `exchange.device_windows` = true, got {kind}")
+    if config.exchange.device_windows and config.exchange.survive:
+        raise ConfigError("`exchange.survive` must be false with `exchange.device_windows` = true, got true")
     if config.exchange.survive and kind != "read":
         raise ConfigError(f"`exchange.kind` must be read with `exchange.survive` = true, got {kind}")
     if kind == "allreduce" and config.exchange.every != 1:

@@ -1,12 +1,14 @@
 """What a run trains, on what and with what: agreed on by all ranks, and held against the settings."""
 
 import numpy as np
+from mpi4py import MPI
 
 from hpc_dasgd import launch, objectives
 from hpc_dasgd.arrays import device
 from hpc_dasgd.config import Config
 from hpc_dasgd.data import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.window import gpu_memory
 
 
 def agree(comm, config: Config, objective, data) -> tuple[object, Dataset | None, np.ndarray]:
@@ -25,7 +27,17 @@ def choose_device(comm, config: Config):
     """The `Host` or `Gpu` of this rank: GPUs of a node are taken in turn. Collective."""
     nodes, rank = launch.nodes(comm), comm.rank
     local_rank = nodes[:rank].count(nodes[rank])
-    return launch.agreed(comm, lambda: device.choose(config.device.kind, local_rank, config.device.tf32))
+    return launch.agreed(comm, lambda: _choose_device(comm, config, local_rank))
+
+
+def _choose_device(comm, config: Config, local_rank: int):
+    chosen = device.choose(config.device.kind, local_rank, config.device.tf32)
+    if config.exchange.device_windows and chosen.on_host:
+        raise ConfigError(f"`exchange.device_windows` = true needs a GPU, got {chosen.name} on rank {comm.rank}")
+    if config.exchange.device_windows and not gpu_memory.taken(comm):
+        library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
+        raise ConfigError(f"`exchange.device_windows` = true needs an MPI that says it takes GPU memory, got {library}")
+    return chosen
 
 
 def _open_data(config: Config, data) -> Dataset | None:

@@ -68,6 +68,9 @@ class Host:
         """Set a mark."""
         return Done()
 
+    def wait(self) -> None:
+        """Wait until all is done that the device was told."""
+
     def upload(self, source: np.ndarray, out, after):
         """Begin to copy `source` into `out`, of the device, once the mark `after` is done; both are the copy's."""
         out[...] = source

@@ -94,6 +94,9 @@ class Gpu:
     def mark(self) -> Mark:
         return Mark(self._compute)
 
+    def wait(self) -> None:
+        self._compute.synchronize()
+
     def upload(self, source: np.ndarray, out, after: Mark) -> Mark:
         self._up.wait_event(after.event)
         addresses = out.data.ptr, source.ctypes.data

@@ -38,6 +38,7 @@ def _make(config: ExchangeConfig, comm, x0, seed: int, device) -> Exchange:
             reads_in_flight=config.reads_in_flight,
             heartbeat_timeout_s=config.heartbeat_timeout_s if config.survive else None,
             device=device,
+            device_windows=config.device_windows,
         )
     if config.kind == "accumulate":
         from hpc_dasgd.exchange.accumulate import AccumulateExchange

@@ -2,7 +2,8 @@
 
 Windows stay in host memory, page-locked. What is to be published is copied there from an array of its own while the
 GPU goes on to compute, and its version is raised only when it is there. What was read, into page-locked memory too,
-is copied to the GPU, and counts as read when it is there.
+is copied to the GPU, and counts as read when it is there. Or windows are on the GPU too: then it is stored where others
+read it, and MPI reads it into the GPU's memory, with no copy between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,47 +11,48 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hpc_dasgd.arrays import add_up
-from hpc_dasgd.exchange.reader import Neighbour
+from hpc_dasgd.exchange.reader import Neighbour, swap
 from hpc_dasgd.partial_sums import merge_versions, sum_edges, sum_replica
 from hpc_dasgd.window.memory import arrival
-from hpc_dasgd.window.publication import Channel, PublicationWindow, Slot
-
-
-class Seen:
-    """What was read of a neighbour: a version vector in host memory, a payload on the device; see `Slot`."""
-
-    def __init__(self, versions: np.ndarray, payload):
-        self.versions, self.payload = versions, payload
+from hpc_dasgd.window.publication import Channel, PublicationWindow, Slot, SplitSlot
 
 
 class Outlet:
     """What a channel publishes, on its way to the window.
 
-    Attributes
+    Parameters
     ----------
-    payload : array of the device, shape (n_params,)
-        To be stored into while it is not `busy`.
+    channel : Channel
+    device : Gpu
+    payload : array of the device, shape (n_params,), or None
+        From where it is copied to the window; None where the window is on the device.
     """
 
-    def __init__(self, channel: Channel, payload):
-        self._channel, self.payload = channel, payload
-        self._copy, self._slot, self._versions = None, None, None
+    def __init__(self, channel: Channel, device, payload):
+        self._channel, self._device, self._payload = channel, device, payload
+        self._under_way, self._slot, self._versions = None, None, None
 
     @property
     def busy(self) -> bool:
-        return self._copy is not None
+        return self._under_way is not None
 
-    def begin(self, device, mark, versions: np.ndarray) -> None:
-        """Begin to copy the payload, there at `mark`, into the next slot."""
-        self._slot, self._versions = self._channel.begin(), versions
-        self._copy = device.download(self.payload, self._slot.payload, after=mark)
+    def begin(self):
+        """The array that the next publication is to be stored into; not while `busy`."""
+        self._slot = self._channel.begin()
+        return self._slot.payload if self._payload is None else self._payload
+
+    def publish(self, mark, versions: np.ndarray) -> None:
+        """Have what was stored, there at `mark`, published when it is in the window."""
+        self._versions, self._under_way = versions, mark
+        if self._payload is not None:
+            self._under_way = self._device.download(self._payload, self._slot.payload, after=mark)
 
     def poll(self) -> None:
         """Publish what has come to the window. Never waits."""
-        if self.busy and self._copy.done():
+        if self.busy and self._under_way.done():
             self._slot.versions[:] = self._versions
             self._channel.publish()  # behind a fence: a version is never ahead of its payload
-            self._copy = self._slot = None
+            self._under_way = self._slot = None
 
 
 class DeviceStore:
@@ -69,17 +71,23 @@ class DeviceStore:
         self._exchange, self._window, self._device = exchange, window, exchange.device
         self._shows_own, self._own_entry = shows_own, own_entry
         self._size, self._dtype = exchange.parameters.size, exchange.parameters.dtype
-        self._n_versions = window.buffer().versions.size
+        self._n_versions = window.channels[0].slots[0].versions.size
+        self._direct = window.on_device
         self.own = self._new()
-        self._outlets = [Outlet(channel, self._new()) for channel in window.channels]
-        self._spares: list[Seen] = []
+        self._outlets = [
+            Outlet(channel, self._device, None if self._direct else self._new()) for channel in window.channels
+        ]
+        self._spares: list[SplitSlot] = []
         self._mark = self._device.mark()  # what was seen is not used any more by what was told before
 
-    def new_seen(self) -> Seen:
-        return Seen(np.zeros(self._n_versions, np.int64), self._new())
+    def new_seen(self) -> SplitSlot:
+        return SplitSlot(np.zeros(self._n_versions, np.int64), self._new())
 
-    def keep(self, other: Neighbour, buffer: Slot) -> Iterator[None]:
-        """Copy what was read to the device; see `reader.swap`."""
+    def keep(self, other: Neighbour, buffer: Slot | SplitSlot) -> Iterator[None]:
+        """Copy what was read to the device, if it is not there; see `reader.swap`."""
+        if self._direct:
+            yield from arrival(self._mark)  # what was seen before, where MPI reads next, may be used until then
+            return (yield from swap(other, buffer))
         spare = self._spares.pop() if self._spares else self.new_seen()
         yield from arrival(self._device.upload(buffer.payload, spare.payload, after=self._mark))
         spare.versions[:] = buffer.versions
@@ -97,7 +105,7 @@ class DeviceStore:
         outlets = self._outlets[: len(due)]
         waits = self._own_busy
         due = [now and not (waits or outlet.busy) for now, outlet in zip(due, outlets, strict=True)]
-        payloads = [outlet.payload if now else None for outlet, now in zip(outlets, due, strict=True)]
+        payloads = [outlet.begin() if now else None for outlet, now in zip(outlets, due, strict=True)]
         self._store(payloads, neighbours, update, mends)
         self._mark = self._device.mark()
         seen = [other.seen.versions for other in neighbours]
@@ -107,7 +115,7 @@ class DeviceStore:
                 others = seen[:edge] + seen[edge + 1 :] if edge >= 0 else []
                 versions = np.zeros(self._n_versions, np.int64)
                 merge_versions(self._own_entry, version, others, versions)
-                outlet.begin(self._device, self._mark, versions)
+                outlet.publish(self._mark, versions)
         return due
 
     def poll(self) -> None:
@@ -127,7 +135,9 @@ class DeviceStore:
     def show_start(self) -> None:
         """Have the contribution as it was first stand where those look who read it before it is published."""
         if self._shows_own:
-            self._window.channels[0].published.payload[:] = self._device.to_host(self.own)
+            start = self._window.channels[0].published.payload
+            start[...] = self.own if self._direct else self._device.to_host(self.own)
+            self._device.wait()
 
     def free(self) -> None:
         self.finish()

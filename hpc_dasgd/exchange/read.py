@@ -83,6 +83,9 @@ class ReadExchange(Exchange):
     device : Host or Gpu, optional
         On a GPU passes and memory are those of `DeviceStore`; in host memory slots as above and `reads_in_flight`
         buffers, no more.
+    device_windows : bool
+        Have payloads in windows on the GPU, which every rank must have, of an MPI that takes its memory; not together
+        with `heartbeat_timeout_s`.
     """
 
     combines = "sum"
@@ -99,6 +102,7 @@ class ReadExchange(Exchange):
         request_reads=None,
         heartbeat_timeout_s: float | None = None,
         device=None,
+        device_windows: bool = False,
     ):
         super().__init__(comm, x0, every, device)
         rank, n_ranks = comm.rank, comm.size
@@ -115,7 +119,7 @@ class ReadExchange(Exchange):
         self._shows_own = survives or not n_edges
         n_channels = self._shows_own + n_edges
         self._window = PublicationWindow(
-            comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads, self.device
+            comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads, self.device, device_windows
         )
         make_store = HostStore if self.device.on_host else DeviceStore
         self._store = make_store(self, self._window, self._shows_own, own_entry)

@@ -7,7 +7,7 @@ The window is one passive-target epoch long: ``Lock_all(MODE_NOCHECK)`` when it 
 it is freed. NOCHECK is legal because nobody ever takes an exclusive lock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from mpi4py import MPI
@@ -46,6 +46,23 @@ class Transfer:
         return False
 
 
+class Successive(Transfer):
+    """Transfers one after the other, each begun by a function when the one before is through."""
+
+    def __init__(self, begin: Iterable[Callable[[], Transfer]]):
+        self._begin = iter(begin)
+        self._under_way = next(self._begin)()
+
+    def done(self) -> bool:
+        """See `Transfer`."""
+        while self._under_way.done():
+            begin = next(self._begin, None)
+            if begin is None:
+                return True
+            self._under_way = begin()
+        return False
+
+
 def arrival(transfer: Transfer) -> Iterator[None]:
     """Yield wherever one would have to wait for `transfer`."""
     while not transfer.done():
@@ -67,11 +84,14 @@ class WindowMemory:
     piece_bytes : int, optional
         Read larger pieces than that one after the other: where memory is shared, a read is a copy by this
         processor, which has something to do in between.
+    device : Gpu, optional
+        Whose memory to use in place of MPI's own, which allocates none there: reads then need an MPI that takes such
+        memory, and may need the target's help. Raises `WindowError` where the probe moves nothing.
 
     Attributes
     ----------
-    memory : ndarray, shape (n_bytes,), uint8
-        Zeroed, 64-byte aligned.
+    memory : array, shape (n_bytes,), uint8
+        Zeroed, 64-byte aligned; of NumPy, or of `device`.
     transferred_bytes : int
         What this rank has read from and accumulated into other ranks' memory so far.
 
@@ -87,28 +107,43 @@ class WindowMemory:
         n_bytes: int,
         request_reads: bool | None = None,
         piece_bytes: int | None = None,
+        device=None,
     ):
         self.comm = comm
+        self._device = device
         self._piece_bytes = min(piece_bytes or TRANSFER_LIMIT_BYTES, TRANSFER_LIMIT_BYTES)
         self.transferred_bytes = 0
         # One more alignment unit, because not every MPI aligns what it allocates; one for the probe.
-        self._window = MPI.Win.Allocate(n_bytes + 2 * ALIGNMENT_BYTES, 1, comm=comm)
+        n_bytes_in_all = n_bytes + 2 * ALIGNMENT_BYTES
+        if device is None:
+            self._window = MPI.Win.Allocate(n_bytes_in_all, 1, comm=comm)
+            memory = np.frombuffer(self._window.tomemory(), np.uint8)
+            memory[:] = 0
+            base = -memory.ctypes.data % ALIGNMENT_BYTES
+        else:
+            memory, base = device.zeros(n_bytes_in_all, np.uint8), 0
+            self._window = MPI.Win.Create(memory, 1, comm=comm)
         if self._window.model != MPI.WIN_UNIFIED:
             self._window.Free()
             raise WindowError(
                 "one-sided reads need the unified memory model (MPI_WIN_UNIFIED), which this MPI does not offer here"
             )
-        memory = np.frombuffer(self._window.tomemory(), np.uint8)
-        memory[:] = 0
-        base = -memory.ctypes.data % ALIGNMENT_BYTES
         self._bases = comm.allgather(base)
-        memory[base : base + 8].view(np.int64)[0] = _PROBE_SIGNATURE + comm.rank
+        memory[base : base + 8].view(np.int64)[...] = _PROBE_SIGNATURE + comm.rank
+        if device is not None:
+            device.wait()
         self.memory = memory[base + ALIGNMENT_BYTES : base + ALIGNMENT_BYTES + n_bytes]
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self._window.Sync()
         comm.Barrier()
         self._request_reads = True
-        self._request_reads = self._requests_work() if request_reads is None else request_reads
+        if request_reads is None or device is not None:
+            self._request_reads = self._requests_work()
+        if device is not None and not self._request_reads and not self._requests_work():
+            self.free()
+            raise WindowError("a probe read nothing from another rank's GPU memory")
+        if request_reads is not None:
+            self._request_reads = request_reads
         self.transferred_bytes = 0
 
     @property
@@ -193,13 +228,13 @@ class WindowMemory:
             yield offset + first * local.itemsize, piece
 
     def _requests_work(self) -> bool:
-        """Read what stands in front of the next rank's memory through a request. Collective."""
+        """Read what stands in front of the next rank's memory, through a request at first. Collective."""
         target = (self.comm.rank + 1) % self.comm.size
-        found = np.zeros(1, np.int64)
+        found = np.zeros(1, np.int64) if self._device is None else self._device.zeros(1, np.int64)
         transfer = self.read(target, -ALIGNMENT_BYTES, found)
         while not transfer.done():
             pass
-        arrived = found[0] == _PROBE_SIGNATURE + target
+        arrived = int(found[0]) == _PROBE_SIGNATURE + target
         # One answer for all, and nobody goes on to compute before its neighbour's probe is through.
         return self.comm.allreduce(bool(arrived), MPI.LAND)
 

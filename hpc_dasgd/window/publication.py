@@ -11,11 +11,12 @@ publication ``p + n_slots`` meanwhile.
 """
 
 from enum import IntEnum
+from functools import partial
 
 import numpy as np
 
 from hpc_dasgd.arrays.device import Host
-from hpc_dasgd.window.memory import ALIGNMENT_BYTES, Transfer, WindowMemory, aligned
+from hpc_dasgd.window.memory import ALIGNMENT_BYTES, Successive, Transfer, WindowMemory, aligned
 
 
 class Word(IntEnum):
@@ -56,10 +57,17 @@ class Slot:
         return aligned(n_versions * 8)
 
 
+class SplitSlot:
+    """A version vector in host memory, and a payload elsewhere; see `Slot`."""
+
+    def __init__(self, versions: np.ndarray, payload):
+        self.versions, self.payload = versions, payload
+
+
 class Channel:
     """The owner's side of a channel."""
 
-    def __init__(self, header: np.ndarray, slots: list[Slot], fence):
+    def __init__(self, header: np.ndarray, slots: list[Slot | SplitSlot], fence):
         self.slots = slots
         self.publication = 0
         self._header, self._fence = header, fence
@@ -115,6 +123,9 @@ class PublicationWindow:
         See `WindowMemory`, also for what this may raise.
     device : Host or Gpu, optional
         To and from which payloads are copied: windows and buffers are made fast for that.
+    on_device : bool, optional
+        Have payloads in memory of `device`, in a window of their own; headers and version vectors stay in that of
+        the host. Slots are `SplitSlot` then.
 
     Attributes
     ----------
@@ -131,14 +142,31 @@ class PublicationWindow:
         n_versions: int = 1,
         request_reads: bool | None = None,
         device=None,
+        on_device: bool = False,
     ):
         self._device = device or Host()
-        self._shape = (n_versions, n_params, np.dtype(dtype))
+        self._shape = (n_versions, 0 if on_device else n_params, np.dtype(dtype))
         self._slot_bytes = aligned(Slot.payload_offset_bytes(n_versions) + n_params * self._shape[2].itemsize)
         self._channel_bytes = ALIGNMENT_BYTES + n_slots * self._slot_bytes
         self._memory = WindowMemory(comm, n_channels * self._channel_bytes, request_reads, self._device.piece_bytes)
         self._registered = self._device.register(self._memory.memory)
+        self._n_slots, self._payloads = n_slots, None
+        if on_device:
+            self._payload_bytes = aligned(n_params * self._shape[2].itemsize)
+            self._n_params = n_params
+            self._payloads = WindowMemory(
+                comm,
+                n_channels * n_slots * self._payload_bytes,
+                request_reads,
+                self._device.piece_bytes,
+                device=self._device,
+            )
         self.channels = [self._channel(number, n_slots) for number in range(n_channels)]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether payloads are."""
+        return self._payloads is not None
 
     @property
     def requests(self) -> bool:
@@ -148,10 +176,13 @@ class PublicationWindow:
     @property
     def transferred_bytes(self) -> int:
         """What this rank has read from others so far, headers included."""
-        return self._memory.transferred_bytes
+        return sum(memory.transferred_bytes for memory in (self._memory, self._payloads) if memory is not None)
 
-    def buffer(self) -> Slot:
+    def buffer(self) -> Slot | SplitSlot:
         """A slot outside the window, zeroed, to read another rank's into."""
+        if self._payloads is not None:
+            versions = np.zeros(self._shape[0], np.int64)
+            return SplitSlot(versions, self._device.zeros(self._n_params, self._shape[2]))
         return Slot(self._device.host_zeros(self._slot_bytes), *self._shape)
 
     def set_word(self, word: Word, value: int) -> None:
@@ -163,16 +194,21 @@ class PublicationWindow:
         """Begin to copy a header of `target` into `out` (int64, shape (N_WORDS,)). Never waits for `target`."""
         return self._memory.read(target, channel * self._channel_bytes, out)
 
-    def read_slot(self, target: int, channel: int, slot: int, out: Slot) -> Transfer:
+    def read_slot(self, target: int, channel: int, slot: int, out: Slot | SplitSlot) -> Transfer:
         """Begin to copy a slot of `target`, version vector and payload, into `out`. Never waits for `target`."""
+        if self._payloads is not None:
+            parts = self.read_versions, self.read_payload
+            return Successive(partial(part, target, channel, slot, out) for part in parts)
         return self._memory.read(target, self._slot_offset(channel, slot), out.memory)
 
-    def read_versions(self, target: int, channel: int, slot: int, out: Slot) -> Transfer:
+    def read_versions(self, target: int, channel: int, slot: int, out: Slot | SplitSlot) -> Transfer:
         """Begin to copy the version vector of a slot of `target` alone. Never waits for `target`."""
         return self._memory.read(target, self._slot_offset(channel, slot), out.versions)
 
-    def read_payload(self, target: int, channel: int, slot: int, out: Slot) -> Transfer:
+    def read_payload(self, target: int, channel: int, slot: int, out: Slot | SplitSlot) -> Transfer:
         """Begin to copy the payload of a slot of `target` alone. Never waits for `target`."""
+        if self._payloads is not None:
+            return self._payloads.read(target, (channel * self._n_slots + slot) * self._payload_bytes, out.payload)
         source = self._slot_offset(channel, slot) + Slot.payload_offset_bytes(self._shape[0])
         return self._memory.read(target, source, out.payload)
 
@@ -186,6 +222,8 @@ class PublicationWindow:
         if self._registered:
             self._device.unregister(self._memory.memory)
             self._registered = False
+        if self._payloads is not None:
+            self._payloads.free()
         self._memory.free()
 
     def _channel(self, number: int, n_slots: int) -> Channel:
@@ -193,6 +231,12 @@ class PublicationWindow:
         header = memory[:ALIGNMENT_BYTES].view(np.int64)
         starts = range(ALIGNMENT_BYTES, self._channel_bytes, self._slot_bytes)
         slots = [Slot(memory[start : start + self._slot_bytes], *self._shape) for start in starts]
+        if self._payloads is not None:
+            first, n_bytes = number * n_slots, self._n_params * self._shape[2].itemsize
+            places = [self._payloads.memory[(first + k) * self._payload_bytes :][:n_bytes] for k in range(n_slots)]
+            slots = [
+                SplitSlot(slot.versions, place.view(self._shape[2])) for slot, place in zip(slots, places, strict=True)
+            ]
         return Channel(header, slots, self._memory.fence)
 
     def _slot_offset(self, channel: int, slot: int) -> int:

@@ -7,8 +7,13 @@ from late_device import FarArray, LateDevice
 from test_exchange import held_by, make_read, small_blocks, step  # noqa: F401, the fixture is used
 
 from hpc_dasgd import exchange as exchanges
+from hpc_dasgd import problem
+from hpc_dasgd.arrays import device as devices
 from hpc_dasgd.arrays.device import Host
-from hpc_dasgd.config import ExchangeConfig
+from hpc_dasgd.config import ExchangeConfig, load_config
+from hpc_dasgd.errors import ConfigError, WindowError
+from hpc_dasgd.window import gpu_memory
+from hpc_dasgd.window.memory import Transfer, WindowMemory
 from hpc_dasgd.window.publication import Word
 
 MIRRORED = {
@@ -65,6 +70,51 @@ def test_some_ranks_have_a_device_and_others_none(comm, overlay):
     assert exchange.versions.tolist() == [40] * comm.size
     check_held(exchange)
     exchange.free()
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize(
+    ("overlay", "consistency"), [("complete", "snapshot"), ("complete", "elementwise"), ("tree", "snapshot")]
+)
+def test_so_it_is_with_windows_on_the_device(comm, overlay, consistency):
+    device = LateDevice(seed=comm.rank)
+    exchange = make_read(comm, overlay, consistency=consistency, device=device, device_windows=True)
+    assert all(isinstance(slot.payload, FarArray) for slot in exchange._window.channels[0].slots)
+    updates = Updates(comm.rank)
+    for _ in range(60):
+        exchange.pull()
+        device.meanwhile(exchange.read_on)
+        exchange.push(updates[exchange.made])
+        if consistency == "snapshot":
+            check_held(exchange)
+    exchange.settle()
+    assert exchange.versions.tolist() == [60] * comm.size
+    check_held(exchange)
+    assert device.n_uploads == device.n_downloads == 0  # nothing passes through the host
+    assert exchange.transferred_bytes > 0 or comm.size == 1
+    exchange.free()
+    assert device.n_registered == 0
+
+
+@pytest.mark.parallel([2])
+def test_windows_on_the_device_are_refused_where_a_probe_moves_nothing(comm, monkeypatch):
+    monkeypatch.setattr(Transfer, "done", lambda self: True)  # not even begun to wait for
+    monkeypatch.setattr(WindowMemory, "_get", lambda *_: iter([[]]))
+    with pytest.raises(WindowError, match="a probe read nothing"):
+        make_read(comm, device=LateDevice(), device_windows=True, request_reads=True)
+
+
+@pytest.mark.parallel([1, 2])
+def test_windows_on_a_device_need_one_and_an_mpi_that_takes_its_memory(comm, monkeypatch):
+    config = load_config({"data": {"path": "digits"}, "budget": {"seconds": 1}, "exchange": {"device_windows": True}})
+    with pytest.raises(ConfigError, match=r"`exchange\.device_windows` = true needs a GPU, got cpu on rank 0"):
+        problem.choose_device(comm, config)
+    monkeypatch.setattr(devices, "choose", lambda *_: LateDevice())
+    if not gpu_memory.taken(comm):
+        with pytest.raises(ConfigError, match=r"needs an MPI that says it takes GPU memory, got .*MPI"):
+            problem.choose_device(comm, config)
+    monkeypatch.setattr(gpu_memory, "taken", lambda comm: True)
+    assert problem.choose_device(comm, config).name == "late"
 
 
 @pytest.mark.parallel([1, 2])

@@ -43,6 +43,7 @@ BAD = {
     "exchange.degree": NO_POSITIVE_INTEGER,
     "exchange.mixing": ["mean", 0.5],
     "exchange.survive": [0, 1, "true", None],
+    "exchange.device_windows": [0, 1, "true", None],
     "exchange.heartbeat_timeout_s": [*NO_POSITIVE, None],
     "exchange.server_rank": [-1, 0.0, True, "0", None],
     "exchange.server_computes": [0, 1, "true", None],
@@ -200,9 +201,15 @@ def test_a_stepsize_from_theory_needs_what_theory_knows(sections, rule):
 
 
 @pytest.mark.parametrize("kind", ["accumulate", "gossip", "server", "allreduce", "none"])
-def test_only_reads_survive(kind):
-    message = refusal(BUDGET | {"exchange": {"kind": kind, "survive": True}})
-    assert message == f"`exchange.kind` must be read with `exchange.survive` = true, got {kind}"
+@pytest.mark.parametrize("what", ["survive", "device_windows"])
+def test_only_reads_survive_or_have_windows_on_a_device(kind, what):
+    message = refusal(BUDGET | {"exchange": {"kind": kind, what: True}})
+    assert message == f"`exchange.kind` must be read with `exchange.{what}` = true, got {kind}"
+
+
+def test_who_has_windows_on_a_device_does_not_survive():
+    message = refusal(BUDGET | {"exchange": {"survive": True, "device_windows": True}})
+    assert message == "`exchange.survive` must be false with `exchange.device_windows` = true, got true"
 
 
 @pytest.mark.parametrize("every", [2, "auto"])
