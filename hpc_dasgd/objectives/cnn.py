@@ -184,7 +184,10 @@ class ConvolutionalNetwork:
     def _pieces(self, batch) -> list[tuple[float, Batch]]:
         """Return parts of the batch that fit in memory, each with its share of the rows."""
         n_rows = len(batch.y)
-        step = max(1, _PIECE_NUMBERS // sum(layer.n_patches for layer in self._layers))
+        most = max(1, _PIECE_NUMBERS // sum(layer.n_patches for layer in self._layers))
+        least = -(-n_rows // most)
+        # Of one size if they can be, since work arrays are kept for that of the last piece alone.
+        step = -(-n_rows // next((n for n in range(least, least * 3 // 2 + 1) if n_rows % n == 0), least))
         bounds = [(lo, min(lo + step, n_rows)) for lo in range(0, n_rows, step)]
         return [((hi - lo) / n_rows, Batch(batch.x[lo:hi, ...], batch.y[lo:hi])) for lo, hi in bounds]
 

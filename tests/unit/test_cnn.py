@@ -198,6 +198,20 @@ def test_a_batch_in_pieces_is_a_batch(monkeypatch, numbers):
     assert objective.evaluate(parameters, batch) == pytest.approx(metrics, rel=1e-13)
 
 
+def test_pieces_are_of_one_size_where_few_more_of_them_can_be(monkeypatch):
+    shape, options = CASES["odd after the first block"]
+    objective, _, batch = problem(shape, options, n_rows=16)
+    n_patches = sum(layer.n_patches for layer in objective._layers)
+    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 6 * n_patches)
+    assert [len(piece.y) for _, piece in objective._pieces(batch)] == [4, 4, 4, 4]
+    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 15 * n_patches)
+    assert [len(piece.y) for _, piece in objective._pieces(batch)] == [8, 8]
+    _, _, batch = problem(shape, options, n_rows=13)
+    assert [len(piece.y) for _, piece in objective._pieces(batch)] == [13]
+    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 6 * n_patches)
+    assert [len(piece.y) for _, piece in objective._pieces(batch)] == [5, 5, 3]
+
+
 def test_sizes_name_the_networks():
     lenet = build((28, 28), {}, n_classes=10).parameter_shapes
     assert list(lenet.items()) == [
