@@ -189,6 +189,11 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     warnings = doctor.warnings(comm)
     for text in warnings if progress and rank == 0 else ():
         launch.warn(text)
+    if device.pageable_bytes:
+        launch.warn(
+            f"cannot page-lock {device.pageable_bytes / 1e6:.0f} MB of windows (see `ulimit -l`): training waits for"
+            f" copies to and from {device.name}"
+        )
 
     # From here on the checkpoints of this generation count.
     checkpoints = launch.agreed(

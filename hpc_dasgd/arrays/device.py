@@ -34,10 +34,13 @@ class Host:
         Whether its arrays are NumPy's.
     piece_bytes : int or None
         In pieces of which size other ranks' memory is read, so that something else can be done between two.
+    pageable_bytes : int
+        Of memory that `register` could not help.
     """
 
     xp, name, on_host = np, "cpu", True
     piece_bytes = None
+    pageable_bytes = 0
 
     def place(self, array: np.ndarray):
         """Return a copy of `array` on the device, beginning at a multiple of 64 bytes."""

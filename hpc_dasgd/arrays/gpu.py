@@ -64,6 +64,7 @@ class Gpu:
         cupy.cuda.Device(number).use()
         properties = runtime.getDeviceProperties(number)
         self.name = f"{properties['name'].decode()} (GPU {number})"
+        self.pageable_bytes = 0
         self._compute = cupy.cuda.Stream.null
         self._up, self._down = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
 
@@ -85,6 +86,7 @@ class Gpu:
         try:
             runtime.hostRegister(memory.ctypes.data, memory.nbytes, 0)
         except runtime.CUDARuntimeError:
+            self.pageable_bytes += memory.nbytes
             return False
         return True
 

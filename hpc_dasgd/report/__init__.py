@@ -285,9 +285,15 @@ def _staleness_rows(run: Run):
         yield "staleness", "  ".join(f"{name} {result[name]:.4g}" for name in ("S_avg", "S_rms", "S_max"))
 
 
+def _places(run: Run) -> list[str]:
+    """By rank its host, and its GPU if it had one."""
+    hosts = run.attributes.get("hosts") or [""] * run.n_ranks
+    devices = run.attributes.get("devices") or ["cpu"] * len(hosts)
+    return [host if device == "cpu" else f"{host}, {device}" for host, device in zip(hosts, devices, strict=False)]
+
+
 def _rank_rows(run: Run) -> list[dict]:
     """By rank its host and numbers, as text by heading."""
-    hosts = run.attributes.get("hosts") or [""] * run.n_ranks
     busy = timeline.busy_shares(run)
     staleness = run.staleness().as_dict()["per_rank"] if run.has_versions else [{}] * run.n_ranks
     return [
@@ -300,15 +306,14 @@ def _rank_rows(run: Run) -> list[dict]:
             "S_max": _number(numbers.get("S_max")) or "-",
             "host": host,
         }
-        for rank, (host, numbers) in enumerate(zip(hosts, staleness, strict=False))
+        for rank, (host, numbers) in enumerate(zip(_places(run), staleness, strict=False))
     ]
 
 
 def _rank_table(run: Run) -> list[str]:
-    hosts = run.attributes.get("hosts") or [""] * run.n_ranks
     seconds = run.seconds
     lines = [f"{'rank':>6} {'gradients':>11} {'rate':>11}  host"]
-    for rank, (count, host) in enumerate(zip(run.counts[:_TABLE_RANKS], hosts, strict=False)):
+    for rank, (count, host) in enumerate(zip(run.counts[:_TABLE_RANKS], _places(run), strict=False)):
         lines.append(f"{rank:>6} {count:>11} {_rate(count, seconds):>11}  {host}".rstrip())
     if run.n_ranks > _TABLE_RANKS:
         rest = run.counts[_TABLE_RANKS:]

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import hpc_dasgd
-from hpc_dasgd import replay
+from hpc_dasgd import replay, report
 from hpc_dasgd.arrays import device
 
 EXCHANGES = {
@@ -61,6 +61,7 @@ def test_it_trains_as_anywhere(comm, tmp_path, exchange):
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     run = hpc_dasgd.open_run(result.run)
     assert list(run.attributes["devices"]) == ["elsewhere (GPU 0)"] * comm.size
+    assert f"{run.attributes['hosts'][0]}, elsewhere (GPU 0)" in report.summary(run)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
     assert result.gradients >= 600 and Elsewhere.n_placed > 0
     if exchange.get("kind") != "none":

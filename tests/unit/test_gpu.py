@@ -110,7 +110,9 @@ def test_memory_of_others_is_registered_and_given_back(gpu):
     wait(gpu.upload(memory, gpu.xp.ones(1 << 20, "u1"), after=gpu.mark()))
     gpu.unregister(memory)
     assert gpu.register(memory)
+    assert not gpu.register(memory) and gpu.pageable_bytes == memory.nbytes  # CUDA does that once
     gpu.unregister(memory)
+    gpu.pageable_bytes = 0
 
 
 @pytest.mark.parametrize("name", CASES)
