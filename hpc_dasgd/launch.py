@@ -21,13 +21,14 @@ _DEFAULTS = {
     # BLIS follow this variable unless their own is set; setting those would overrule the user's here.
     "OMP_NUM_THREADS": "1",
     "UCX_LOG_LEVEL": "error",  # else warns at exit of memory still registered
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else each rank's JAX takes three quarters of its GPU's memory
     "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",  # else files cannot be made on file systems without locks
 }
 _ONE_NODE_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}  # else Open MPI prints a line per window where there is no UCX network
 
 
 def set_environment_defaults(environ=os.environ) -> None:
-    """Set what keeps MPI, HDF5 and BLAS quiet and single-threaded, where the user set nothing.
+    """Set what keeps MPI, HDF5, BLAS and JAX quiet, single-threaded and modest, where the user set nothing.
 
     To be called before NumPy is loaded, since BLAS reads its variables then.
     """

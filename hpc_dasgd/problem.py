@@ -23,15 +23,19 @@ def agree(comm, config: Config, objective, data) -> tuple[object, Dataset | None
     return objective, data, x0
 
 
-def choose_device(comm, config: Config):
-    """The `Host` or `Gpu` of this rank: GPUs of a node are taken in turn. Collective."""
+def choose_device(comm, config: Config, objective):
+    """The `Host` or `Gpu` of this rank: GPUs of a node are taken in turn. Collective.
+
+    By "auto" an objective is given a GPU only if it says that it takes one.
+    """
     nodes, rank = launch.nodes(comm), comm.rank
     local_rank = nodes[:rank].count(nodes[rank])
-    return launch.agreed(comm, lambda: _choose_device(comm, config, local_rank))
+    return launch.agreed(comm, lambda: _choose_device(comm, config, objective, local_rank))
 
 
-def _choose_device(comm, config: Config, local_rank: int):
-    chosen = device.choose(config.device.kind, local_rank, config.device.tf32)
+def _choose_device(comm, config: Config, objective, local_rank: int):
+    takes_gpu = config.device.kind != "auto" or getattr(objective, "on_gpu", False)
+    chosen = device.choose(config.device.kind if takes_gpu else "cpu", local_rank, config.device.tf32)
     if config.exchange.device_windows and chosen.on_host:
         raise ConfigError(f"`exchange.device_windows` = true needs a GPU, got {chosen.name} on rank {comm.rank}")
     if config.exchange.device_windows and not gpu_memory.taken(comm):

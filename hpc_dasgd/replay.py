@@ -217,4 +217,4 @@ def _other_machine(run: Run) -> list[str]:
 
 
 def _model(device: str) -> str:
-    return device.partition(" (")[0]
+    return device.rpartition(" (")[0] or device

@@ -82,9 +82,11 @@ def choose(comm, config: Config, device, objective, data, x0: np.ndarray, delays
     chosen : Chosen
         The same on every rank.
     """
-    split = None if data is None else data.train
-    batches = estimation.sampler(config.seed, split, config.data.batch_size)
-    gradients_per_s, delays = _probe_staleness(comm, config, device, objective, batches, x0, delays_s)
+    batches, probed = (
+        estimation.sampler(config.seed, each and each.train, config.data.batch_size)
+        for each in (data, data and data.on(device))
+    )
+    gradients_per_s, delays = _probe_staleness(comm, config, device, objective, probed, x0, delays_s)
     # On rank 0 alone: the others would estimate the same.
     return comm.bcast(
         launch.agreed(
@@ -115,6 +117,8 @@ def _probe_staleness(comm, config: Config, device, objective, batches, x0, delay
     replicas = exchange.make(config.exchange, comm, x0, config.seed, device)
     n_gradients = comm.size * max(PROBE_STEPS, _EXCHANGES * replicas.every)
     gradient, starts, ends, versions = device.zeros(x0.size, x0.dtype), [], [], []
+    # What the first one alone costs, such as compiling, is not the run's pace.
+    float(objective.loss_and_gradient(replicas.parameters, batches.batch(0), gradient))
     comm.Barrier()
     clock = Clock(comm, platform.node())
     while not replicas.stopping:

@@ -142,9 +142,9 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
 
     # What to train, on what: the same on every rank, or the same error.
     config = launch.agreed(comm, lambda: load_config(config, overrides))
-    device = problem.choose_device(comm, config)
     given, data_given = objective is not None, data is not None
     objective, data, x0 = problem.agree(comm, config, objective, data)
+    device = problem.choose_device(comm, config, objective)
     passed = {"objective_given": given, "data_path": str(Path(data.path).absolute()) if data_given else ""}
 
     # From where: the objective's first parameters, or what earlier generations of the run have come to.
@@ -157,8 +157,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
     if start.optimizer_state is not None:
         optimizer.load_state(start.optimizer_state)
     stepsize_at = launch.agreed(comm, lambda: _make_schedule(config, comm.size))
-    if data is not None:
-        data = data.on(device)
+    data = data and data.on(device)
     sampler = Sampler(config.seed, rank, None if data is None else data.train, config.data.batch_size)
 
     # Where it goes.

@@ -101,11 +101,12 @@ def parts(options) -> dict[str, Part]:
     found = {"mlp float32": gradients("mlp", "float32"), "copies": launched(COPIES, 2, 60)}
     found["2 ranks"] = launched(RANKS, 2, 120)
     found |= {f"{network} float32": gradients(network, "float32") for network in ("cnn", "deep cnn")}
-    if options.device == "gpu":
-        found |= {f"{network} tf32": gradients(network, "tf32") for network in ("mlp", "cnn", "deep cnn")}
     if not options.small:
         found |= {f"{n} ranks": launched(RANKS, n, 120) for n in (4, 8)}
-    return found | {"1 rank": launched(RANKS, 1, 120)}
+    found["1 rank"] = launched(RANKS, 1, 120)
+    if options.device == "gpu":
+        found |= {f"{network} tf32": gradients(network, "tf32") for network in ("mlp", "cnn", "deep cnn")}
+    return found
 
 
 def run(part: Part, limit_s: float) -> dict:
@@ -153,7 +154,7 @@ def reason(log: str) -> str:
 
 def machine() -> dict[str, str]:
     from hpc_dasgd import machine as of_package
-    from hpc_dasgd.arrays.device import gpu_names
+    from hpc_dasgd.arrays.device import gpus
 
     versions = {"python": platform.python_version()}
     for package in ("numpy", "mpi4py", "cupy-cuda13x", "cupy-cuda12x", "torch"):
@@ -161,7 +162,7 @@ def machine() -> dict[str, str]:
             versions[package] = metadata.version(package)
     cpu = of_package.describe()["cpu"]
     return {
-        "gpu": ", ".join(gpu_names() or ["none"]),
+        "gpu": ", ".join(name for name, _ in gpus() or [("none", "")]),
         "cpu": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "measured": datetime.now(UTC).isoformat(timespec="minutes"),

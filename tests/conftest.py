@@ -12,5 +12,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_runtest_setup(item):
     """Skip what is marked `gpu` where there is none, with the reason."""
-    if item.get_closest_marker("gpu") and not (device.n_device_files() and device.gpu_names()):
+    if item.get_closest_marker("gpu") and not (device.n_device_files() and device.gpus()):
         pytest.skip("no GPU here that CuPy can use")

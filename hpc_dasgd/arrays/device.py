@@ -43,11 +43,14 @@ class Host:
     pageable_bytes = 0
 
     def place(self, array: np.ndarray):
-        """Return a copy of `array` on the device, beginning at a multiple of 64 bytes."""
+        """Return a copy of `array` on the device, beginning at a multiple of 64 bytes.
+
+        `array` may not change while it is copied, which may take longer than this where it is page-locked.
+        """
         return aligned_copy(array)
 
     def zeros(self, size: int, dtype):
-        """Return a vector of zeros on the device."""
+        """Return a vector of zeros on the device, which are there: MPI and copies may use it at once. Waits."""
         return aligned_copy(np.zeros(size, dtype))
 
     def to_host(self, array) -> np.ndarray:
@@ -85,7 +88,7 @@ class Host:
         return Done()
 
     def meanwhile(self, work: Callable[[], None]) -> None:
-        """Call `work` again and again while the device computes what it was told."""
+        """Call `work` again and again, at least once, while the device computes what it was told. Here, never."""
 
 
 def choose(kind: str, local_rank: int = 0, tf32: bool = False):
@@ -113,18 +116,21 @@ def choose(kind: str, local_rank: int = 0, tf32: bool = False):
         raise ConfigError(f"`device.kind` must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind == "cpu" or (kind == "auto" and not n_device_files()):
         return Host()
-    names, problem = _look_for_gpus()
-    if names:
+    found, problem = _look_for_gpus()
+    if found:
         from hpc_dasgd.arrays.gpu import Gpu
 
-        return Gpu(local_rank % len(names), tf32)
+        try:
+            return Gpu(local_rank % len(found), tf32)
+        except Exception as error:  # of CuPy, CUDA or the compiler of its kernels, which have no base in common
+            problem = f"a CuPy that can compute there ({_first_line(error)})"
     if kind == "auto":
         return Host()
     raise ConfigError(f'`device.kind` = "gpu" needs {problem}; "cpu" or "auto" go without')
 
 
-def gpu_names() -> list[str] | None:
-    """Return the names of the GPUs that CuPy sees; None where there is no CuPy."""
+def gpus() -> list[tuple[str, str]] | None:
+    """Return name and PCI bus of each GPU that CuPy sees; None where there is no CuPy."""
     return _look_for_gpus()[0]
 
 
@@ -133,11 +139,16 @@ def n_device_files() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _look_for_gpus() -> tuple[list[str] | None, str]:
-    """The names of the GPUs that CuPy sees, None without CuPy; and what is missing."""
+def _look_for_gpus() -> tuple[list[tuple[str, str]] | None, str]:
+    """As `gpus`; and what is missing."""
     try:
-        from hpc_dasgd.arrays.gpu import names
+        from hpc_dasgd.arrays.gpu import places
     except ImportError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = _first_line(error)
         return None, f"CuPy, which cannot be imported ({reason}): pip install cupy-cuda13x, or that of the node's CUDA"
-    return names(), "a GPU, and CuPy sees none (nvidia-smi shows what the driver sees)"
+    found, reason = places()
+    return found, f"a GPU, and CuPy sees none ({reason})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]

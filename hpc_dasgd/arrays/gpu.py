@@ -10,16 +10,21 @@ from cupy.cuda import runtime
 
 _SUCCESS, _NOT_READY = 0, 600  # of CUDA's answers
 _TERMS_AT_ONCE = 16
-_PIECE_BYTES = 4 << 20  # half a millisecond of copying by a processor
+_PIECE_BYTES = 1 << 20  # a tenth of a millisecond of copying by a processor
+_LARGE_BYTES = 256 << 20
 
 
-def names() -> list[str]:
-    """Return the names of the visible GPUs."""
+def places() -> tuple[list[tuple[str, str]], str]:
+    """Return name and PCI bus of each visible GPU; and where there is none, what CUDA says."""
     try:
         devices = range(runtime.getDeviceCount())
-        return [runtime.getDeviceProperties(device)["name"].decode() for device in devices]
-    except runtime.CUDARuntimeError:
-        return []
+        return [(_name(device), runtime.deviceGetPCIBusId(device)) for device in devices], ""
+    except runtime.CUDARuntimeError as error:
+        return [], str(error)
+
+
+def _name(device: int) -> str:
+    return runtime.getDeviceProperties(device)["name"].decode()
 
 
 class Mark:
@@ -62,23 +67,30 @@ class Gpu:
     def __init__(self, number: int, tf32: bool = False):
         os.environ["CUPY_TF32"] = str(int(tf32))  # which CuPy reads before its first matrix product
         cupy.cuda.Device(number).use()
-        properties = runtime.getDeviceProperties(number)
-        self.name = f"{properties['name'].decode()} (GPU {number})"
+        self.name = f"{_name(number)} (PCI {runtime.deviceGetPCIBusId(number)})"
         self.pageable_bytes = 0
         self._compute = cupy.cuda.Stream.null
         self._up, self._down = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        add_up([self.zeros(1, np.float32)] * 2, self.zeros(1, np.float32))  # a CuPy that is not whole fails here
 
     def place(self, array: np.ndarray):
-        return cupy.array(array)
+        placed = cupy.array(array)
+        if array.nbytes > _LARGE_BYTES:  # by way of page-locked memory, which CuPy would keep
+            cupy.get_default_pinned_memory_pool().free_all_blocks()
+        return placed
 
     def zeros(self, size: int, dtype):
-        return cupy.zeros(size, dtype)
+        zeros = cupy.zeros(size, dtype)
+        self.wait()  # MPI and copies do not
+        return zeros
 
     def to_host(self, array) -> np.ndarray:
         return cupy.asnumpy(array)
 
     def host_zeros(self, n_bytes: int) -> np.ndarray:
-        memory = np.frombuffer(cupy.cuda.alloc_pinned_memory(n_bytes), np.uint8, n_bytes)
+        # Not from CuPy's pool, which rounds up to powers of two.
+        pinned = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(max(1, n_bytes)), 0)
+        memory = np.frombuffer(pinned, np.uint8, n_bytes)
         memory[:] = 0
         return memory
 
@@ -113,8 +125,11 @@ class Gpu:
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         mark = self.mark()
-        while not mark.done():
+        while True:
             work()
+            if mark.done():
+                break
+            os.sched_yield()  # there may be more ranks than cores
 
 
 def add_up(terms, out) -> None:

@@ -80,17 +80,19 @@ def gpu_checks(found: Measurements) -> list[Check]:
     """Which GPUs ranks can use, and how many ranks share one; nothing where there is none."""
     ranks_of_nodes = Counter(found.nodes)
     # The worst first.
-    for rank, (n_devices, names) in enumerate(found.gpus):
+    for rank, (n_devices, names, _) in enumerate(found.gpus):
         host = found.hosts[rank]
         if n_devices and names is None:
             detail = f"{_count(n_devices, 'GPU')} on {host}, and no CuPy that could use them"
             return [Check("GPUs", SLOW, detail, "install cupy for the CUDA of the node, as cupy-cuda13x")]
         if n_devices and not names:
             return [Check("GPUs", WRONG, f"CuPy sees none of {_count(n_devices, 'GPU')} on {host}", "see nvidia-smi")]
-    for rank, (_, names) in enumerate(found.gpus):
+    for rank, (_, names, _) in enumerate(found.gpus):
         n_ranks = ranks_of_nodes[found.nodes[rank]]
-        if names and n_ranks > len(names):
-            detail = f"{n_ranks} ranks share {_count(len(names), 'GPU')} of {found.hosts[rank]} ({names[0]})"
+        here = [gpus.buses for gpus, node in zip(found.gpus, found.nodes, strict=True) if node == found.nodes[rank]]
+        n_seen = len(set().union(*here))
+        if names and n_ranks > n_seen:
+            detail = f"{n_ranks} ranks share {_count(n_seen, 'GPU')} of {found.hosts[rank]} ({names[0]})"
             return [Check("GPUs", SLOW, detail, "start one rank for each GPU")]
     names = found.gpus[0].names
     return [Check("GPUs", OK, f"one or more for each rank ({', '.join(sorted(set(names)))})")] if names else []

@@ -62,6 +62,8 @@ class Gpus(NamedTuple):
     """That the driver shows."""
     names: list[str] | None
     """Of those that CuPy can use; None without CuPy."""
+    buses: tuple[str, ...]
+    """Of the same: ranks may see different ones."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,15 @@ def look_around(comm) -> Measurements:
     """Find out about the launch alone, which takes no time."""
     nodes = launch.nodes(comm)
     n_devices = device.n_device_files()
+    found = device.gpus() if n_devices else None
+    gpus = Gpus(n_devices, found and [name for name, _ in found], tuple(bus for _, bus in found or ()))
     return Measurements(
         nodes=nodes,
         hosts=comm.allgather(platform.node()),
         cores=comm.allgather(len(os.sched_getaffinity(0))),
         cores_of_nodes=dict(zip(nodes, launch.cores(comm), strict=True)),
         blas_threads=[described["blas_threads"] for described in comm.allgather(machine.describe())],
-        gpus=comm.allgather(Gpus(n_devices, device.gpu_names() if n_devices else None)),
+        gpus=comm.allgather(gpus),
     )
 
 

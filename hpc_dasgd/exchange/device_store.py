@@ -58,10 +58,11 @@ class Outlet:
 class DeviceStore:
     """See `store.HostStore`, also for the parameters.
 
-    Passes over the device's memory per step, in arrays of `n_params`, with `D` neighbours: ``D + 8`` in `publish` on
-    the complete overlay (gradient read; update written and read; contribution read, written and read once more for
-    the copy, which is written; what was seen read, replica written), all of which is little beside a gradient. One
-    copy to the host for each publication, one from it for each neighbour with news, both beside the gradient.
+    Passes over the device's memory per step, in arrays of `n_params`, with `D` neighbours: ``D + 9`` in `publish` on
+    the complete overlay (gradient read; update written and read; contribution read, written, and read twice more, for
+    the copy, which is written, and for the sum; what was seen read, replica written), all of which is little beside a
+    gradient. One copy to the host for each publication, one from it for each neighbour with news, both beside the
+    gradient.
 
     Memory of the device, in the same unit: replica, gradient, scratch and contribution 1 each, a copy of what is on its
     way for each channel, seen `D`, and one more for each read in flight.
@@ -86,7 +87,8 @@ class DeviceStore:
     def keep(self, other: Neighbour, buffer: Slot | SplitSlot) -> Iterator[None]:
         """Copy what was read to the device, if it is not there; see `reader.swap`."""
         if self._direct:
-            yield from arrival(self._mark)  # what was seen before, where MPI reads next, may be used until then
+            while not self._mark.done():  # what was seen before, where MPI reads next, may be used until then
+                yield
             return (yield from swap(other, buffer))
         spare = self._spares.pop() if self._spares else self.new_seen()
         yield from arrival(self._device.upload(buffer.payload, spare.payload, after=self._mark))

@@ -31,6 +31,7 @@ from hpc_dasgd.exchange.survival import Survivors
 from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
 
 COMPLETE_SLOTS, TREE_SLOTS = 3, 2
+LOOK_AGAIN_S = 50e-6  # for news of all neighbours, while a device computes
 LAST_READ_S = 60.0  # for what a rank that died has published
 _TOWARD_TAG = 103
 
@@ -138,6 +139,8 @@ class ReadExchange(Exchange):
         start[...] = self.parameters
         self._store.show_start()
         self._version = 0
+        self._n_read_on, self._look_s = 0, 0.0
+        self._n_pieces = 2 + self.parameters.nbytes // (self.device.piece_bytes or self.parameters.nbytes)
         self._survivors = Survivors(comm, self._window, heartbeat_timeout_s) if survives else None
         self._on_tree, self._mends = tree is not None, False
         self._left = []  # neighbours on the tree that was left; their reads may be under way
@@ -168,16 +171,23 @@ class ReadExchange(Exchange):
             self._store.sum_replica(self._neighbours)
 
     def read_on(self) -> None:
+        """Read one piece further of what is being read; look for more, but not all the time."""
+        self._n_read_on += 1
         self._store.poll()
-        if self.exchanging:
-            self._take_in()
+        if not self.exchanging or time.perf_counter() < self._look_s:
+            return
+        news = self._take_in()
+        if not (any(news) or any(other.reading for other in self._neighbours)):
+            self._look_s = time.perf_counter() + LOOK_AGAIN_S
 
     def push(self, update: Update) -> None:
         """Read on, make an own update, sum the replica anew, publish. Not collective; never waits."""
         exchanges = self._count_step()
         self._store.poll()
         if exchanges:
-            self._take_in()
+            for _ in range(self._n_turns()):
+                self._take_in()
+        self._n_read_on = 0
         self._version += 1
         self.versions[self.comm.rank] = self._version
         self._window.set_word(Word.VERSION, self._version)
@@ -238,6 +248,15 @@ class ReadExchange(Exchange):
                 held = self.versions[entries]
                 np.maximum(held, other.seen.versions, out=held)
         return news
+
+    def _n_turns(self) -> int:
+        """How often to read on in a `push`: on a device not at all where that was done while it computed.
+
+        An objective that waits for its gradient left no time for that, and what is read comes in pieces.
+        """
+        if self.device.on_host:
+            return 1
+        return 0 if self._n_read_on > 1 else self._n_pieces
 
     def _publish(self, due: list[bool], update: Update | None = None) -> None:
         """Add `update` to the own contribution, sum the replica anew, publish on the channels that are `due`."""

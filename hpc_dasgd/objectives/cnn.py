@@ -138,6 +138,8 @@ class ConvolutionalNetwork:
         whose features are in the order (channel, height, width).
     """
 
+    on_gpu = True
+
     def __init__(self, shape: tuple[int, ...], channels_last: bool, layers: list[Layer], head: Network):
         self._shape, self._channels_last, self._layers, self._head = shape, channels_last, layers, head
         shapes = [part for layer in layers for part in layer.shapes]

@@ -23,6 +23,9 @@ class Objective(Protocol):
         What is known of the function, under the names of ``theory.md``: ``L`` (smoothness, or a bound),
         ``mu`` (strong convexity), ``sigma`` (root of the variance of a gradient), ``F_0`` (value at the start
         minus the minimum, or a bound).
+    ``on_gpu`` : bool
+        Whether it takes CuPy's arrays; by ``device.kind = "auto"`` others are trained on the processor. What it
+        computes there must be in the order of CUDA's default stream, as what CuPy and PyTorch compute is by default.
     ``running_statistics() -> dict of str to ndarray``, ``load_running_statistics(statistics)``
         What training changes beside the parameters, such as running means of batch normalization: floating arrays
         in host memory, by name, the same names and shapes on every rank. Each rank keeps its own; at the end it is

@@ -64,6 +64,11 @@ class JaxObjective:
         self._differentiate, self._measure = jax.jit(self._loss_and_gradients), jax.jit(self._metrics)
         self._out, self._gradients = None, ()
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether JAX computes on a GPU."""
+        return jax.default_backend() == "gpu"
+
     def initial(self, rng: np.random.Generator) -> np.ndarray:
         """Return the example's values, float64; see `Objective`."""
         return np.concatenate([leaf.astype(np.float64).ravel() for leaf in self._leaves.values()])

@@ -89,6 +89,8 @@ class Network:
         self._activations = _Buffers(self._widths[1:])
         self._deltas = _Buffers(self._widths[1:-1])
 
+    on_gpu = True
+
     def initial(self, rng: np.random.Generator) -> np.ndarray:
         """Return normally distributed weights and zero biases, float64; see `Objective`."""
         parameters = np.zeros(sum(map(prod, self.parameter_shapes.values())))

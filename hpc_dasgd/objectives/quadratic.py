@@ -33,6 +33,8 @@ class Quadratic:
         If an option is out of range.
     """
 
+    on_gpu = True
+
     def __init__(self, data, *, dimension: int = 100, L: float = 1.0, mu: float = 0.01, noise: float = 1.0):
         POSITIVE_INTEGER.check("objective.dimension", dimension)
         POSITIVE.check("objective.L", L)

@@ -71,6 +71,11 @@ class TorchObjective:
         # Ranks of one node share its cores. What the environment says may be later than the loading of PyTorch.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this PyTorch has CUDA, and finds a GPU."""
+        return torch.cuda.is_available()
+
     def initial(self, rng: np.random.Generator) -> np.ndarray:
         """Return a copy of the module's parameters as they are, float64; see `Objective`."""
         flat = [parameter.detach().reshape(-1).to("cpu", torch.float64) for parameter in self._trained]

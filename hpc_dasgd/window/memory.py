@@ -111,7 +111,7 @@ class WindowMemory:
     ):
         self.comm = comm
         self._device = device
-        self._piece_bytes = min(piece_bytes or TRANSFER_LIMIT_BYTES, TRANSFER_LIMIT_BYTES)
+        self._piece_bytes = piece_bytes
         self.transferred_bytes = 0
         # One more alignment unit, because not every MPI aligns what it allocates; one for the probe.
         n_bytes_in_all = n_bytes + 2 * ALIGNMENT_BYTES
@@ -142,7 +142,7 @@ class WindowMemory:
         if device is not None and not self._request_reads and not self._requests_work():
             self.free()
             raise WindowError("a probe read nothing from another rank's GPU memory")
-        if request_reads is not None:
+        if request_reads is not None and device is None:
             self._request_reads = request_reads
         self.transferred_bytes = 0
 
@@ -154,6 +154,8 @@ class WindowMemory:
     def read(self, target: int, source: int, out: np.ndarray) -> Transfer:
         """Begin to copy bytes of `target`'s memory from `source` on into `out` (contiguous). Never waits."""
         pieces = self._get(target, source, out.view(np.uint8))
+        if self._piece_bytes is None:
+            return Transfer([request for requests in pieces for request in requests])
         return Transfer(next(pieces, []), pieces)
 
     def add(self, target: int, source: int, values: np.ndarray, fetched: np.ndarray) -> Transfer:
@@ -211,7 +213,7 @@ class WindowMemory:
     def _get(self, target: int, source: int, out: np.ndarray) -> Iterator[list]:
         """Begin to copy piece after piece into `out`, uint8; yield the requests of each."""
         window = self._open()
-        for offset, piece in self._pieces(target, source, out, self._piece_bytes):
+        for offset, piece in self._pieces(target, source, out, self._piece_bytes or TRANSFER_LIMIT_BYTES):
             get = window.Rget if self._request_reads else window.Get
             request = get([piece, piece.size, MPI.BYTE], target, [offset, piece.size, MPI.BYTE])
             if not self._request_reads:
@@ -221,7 +223,7 @@ class WindowMemory:
     def _pieces(self, target: int, source: int, local: np.ndarray, piece_bytes: int = TRANSFER_LIMIT_BYTES):
         """Yield (offset in the target's window, piece of `local`) of a transfer."""
         offset = self._offset(target, source)
-        n_piece = piece_bytes // local.itemsize
+        n_piece = min(piece_bytes, TRANSFER_LIMIT_BYTES) // local.itemsize
         for first in range(0, local.size, n_piece):
             piece = local[first : first + n_piece]
             self.transferred_bytes += piece.nbytes if target != self.comm.rank else 0

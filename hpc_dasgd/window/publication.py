@@ -146,7 +146,7 @@ class PublicationWindow:
     ):
         self._device = device or Host()
         self._shape = (n_versions, 0 if on_device else n_params, np.dtype(dtype))
-        self._slot_bytes = aligned(Slot.payload_offset_bytes(n_versions) + n_params * self._shape[2].itemsize)
+        self._slot_bytes = aligned(Slot.payload_offset_bytes(n_versions) + self._shape[1] * self._shape[2].itemsize)
         self._channel_bytes = ALIGNMENT_BYTES + n_slots * self._slot_bytes
         self._memory = WindowMemory(comm, n_channels * self._channel_bytes, request_reads, self._device.piece_bytes)
         self._registered = self._device.register(self._memory.memory)
@@ -158,7 +158,6 @@ class PublicationWindow:
                 comm,
                 n_channels * n_slots * self._payload_bytes,
                 request_reads,
-                self._device.piece_bytes,
                 device=self._device,
             )
         self.channels = [self._channel(number, n_slots) for number in range(n_channels)]

@@ -108,13 +108,13 @@ def test_windows_on_the_device_are_refused_where_a_probe_moves_nothing(comm, mon
 def test_windows_on_a_device_need_one_and_an_mpi_that_takes_its_memory(comm, monkeypatch):
     config = load_config({"data": {"path": "digits"}, "budget": {"seconds": 1}, "exchange": {"device_windows": True}})
     with pytest.raises(ConfigError, match=r"`exchange\.device_windows` = true needs a GPU, got cpu on rank 0"):
-        problem.choose_device(comm, config)
+        problem.choose_device(comm, config, None)
     monkeypatch.setattr(devices, "choose", lambda *_: LateDevice())
     if not gpu_memory.taken(comm):
         with pytest.raises(ConfigError, match=r"needs an MPI that says it takes GPU memory, got .*MPI"):
-            problem.choose_device(comm, config)
+            problem.choose_device(comm, config, None)
     monkeypatch.setattr(gpu_memory, "taken", lambda comm: True)
-    assert problem.choose_device(comm, config).name == "late"
+    assert problem.choose_device(comm, config, None).name == "late"
 
 
 @pytest.mark.parallel([1, 2])

@@ -26,7 +26,7 @@ EXCHANGES = {
 class Elsewhere(device.Host):
     """Host memory that is reached by copies alone."""
 
-    name, on_host = "elsewhere (GPU 0)", False
+    name, on_host = "elsewhere (PCI 0)", False
     piece_bytes = 1 << 14
     n_placed = 0
 
@@ -40,6 +40,7 @@ class Elsewhere(device.Host):
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch):
+    monkeypatch.setattr(Elsewhere, "n_placed", 0)
     monkeypatch.setattr(device, "choose", lambda kind, local_rank=0, tf32=False: Elsewhere())
 
 
@@ -60,8 +61,8 @@ def test_it_trains_as_anywhere(comm, tmp_path, exchange):
     config = settings(exchange=exchange)
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     run = hpc_dasgd.open_run(result.run)
-    assert list(run.attributes["devices"]) == ["elsewhere (GPU 0)"] * comm.size
-    assert f"{run.attributes['hosts'][0]}, elsewhere (GPU 0)" in report.summary(run)
+    assert list(run.attributes["devices"]) == ["elsewhere (PCI 0)"] * comm.size
+    assert f"{run.attributes['hosts'][0]}, elsewhere (PCI 0)" in report.summary(run)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
     assert result.gradients >= 600 and Elsewhere.n_placed > 0
     if exchange.get("kind") != "none":

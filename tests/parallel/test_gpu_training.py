@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from integer_updates import N_PARAMS, Updates
 from test_device_training import EXCHANGES, settings
-from test_exchange import held_by, make_read
+from test_exchange import OVERLAYS, held_by, make_read
 
 import hpc_dasgd
 from hpc_dasgd import replay
 from hpc_dasgd.arrays import device as devices
+from hpc_dasgd.exchange.read import ReadExchange
 
 pytestmark = pytest.mark.gpu
 
@@ -42,13 +43,33 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, every):
     exchange.free()
 
 
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("overlay", ["complete", "tree"])
+def test_so_it_is_while_the_gpu_is_busy(comm, overlay):
+    """Much is being computed whenever anything is read or published, so that all depends on the order of streams."""
+    device, n = devices.choose("gpu", local_rank=comm.rank), 1 << 20
+    tree = OVERLAYS[overlay](comm.size)
+    exchange = ReadExchange(comm, np.full(n, 7.0, "f4"), tree=tree, device=device)
+    busy = device.xp.ones((2048, 2048), "f4")
+    for _ in range(30):
+        exchange.pull()
+        assert exchange.parameters.min() == exchange.parameters.max() == 7 + exchange.versions.sum()
+        for _ in range(20):
+            busy = busy @ busy * 0
+        device.meanwhile(exchange.read_on)
+        exchange.push(lambda lo, hi, out: out.fill(1.0))
+    exchange.settle()
+    assert exchange.parameters.min() == exchange.parameters.max() == 7 + 30 * comm.size
+    exchange.free()
+
+
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
 def test_it_trains(comm, tmp_path, exchange):
     config = settings(exchange=exchange, device={"kind": "gpu"})
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
-    assert all("(GPU " in name for name in hpc_dasgd.open_run(result.run).attributes["devices"])
+    assert all("(PCI " in name for name in hpc_dasgd.open_run(result.run).attributes["devices"])
 
 
 @pytest.mark.parallel([1, 4])
@@ -80,4 +101,4 @@ def test_one_rank_may_have_none(comm, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "choose", lambda kind, local_rank, tf32: choose("gpu" if comm.rank else "cpu"))
     result = hpc_dasgd.train(settings(), comm=comm, run=tmp_path / "run", progress=False)
     names = hpc_dasgd.open_run(result.run).attributes["devices"]
-    assert result.accuracy > 0.8 and names[0] == "cpu" and "(GPU " in names[1]
+    assert result.accuracy > 0.8 and names[0] == "cpu" and "(PCI " in names[1]

@@ -1,6 +1,7 @@
 """What a rank computes with; on the processor here, on a GPU in `test_gpu`."""
 
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_without_device_files_nothing_is_loaded(monkeypatch):
 def test_auto_goes_without_cupy(monkeypatch, without_cupy):
     monkeypatch.setattr(device, "n_device_files", lambda: 2)
     assert device.choose("auto").on_host
-    assert device.gpu_names() is None
+    assert device.gpus() is None
 
 
 def test_a_gpu_that_was_asked_for_needs_cupy(without_cupy):
@@ -42,6 +43,17 @@ def test_a_gpu_that_was_asked_for_must_be_there(monkeypatch):
     monkeypatch.setattr(device, "_look_for_gpus", lambda: ([], "a GPU, and CuPy sees none"))
     with pytest.raises(ConfigError, match=r'^`device\.kind` = "gpu" needs a GPU, and CuPy sees none; "cpu" or "auto"'):
         device.choose("gpu")
+    monkeypatch.setattr(device, "n_device_files", lambda: 1)
+    assert device.choose("auto").on_host
+
+
+def test_a_cupy_that_cannot_compute_is_told_from_none(monkeypatch):
+    gpu = ModuleType("hpc_dasgd.arrays.gpu")
+    gpu.Gpu = lambda number, tf32: 1 / number
+    monkeypatch.setitem(sys.modules, "hpc_dasgd.arrays.gpu", gpu)
+    monkeypatch.setattr(device, "_look_for_gpus", lambda: ([("H200", "1")], ""))
+    with pytest.raises(ConfigError, match=r"needs a CuPy that can compute there \(float division by zero\)|division"):
+        device.choose("gpu", local_rank=3)
     monkeypatch.setattr(device, "n_device_files", lambda: 1)
     assert device.choose("auto").on_host
 

@@ -7,7 +7,7 @@ import pytest
 from hpc_dasgd.doctor import checks
 from hpc_dasgd.doctor.measurements import SLEEP_S, Gpus, Link, Measurements
 
-FOUND = Measurements((0, 0), ["a", "a"], [4, 4], {0: 8}, ["1", "1"], [Gpus(0, None)] * 2)
+FOUND = Measurements((0, 0), ["a", "a"], [4, 4], {0: 8}, ["1", "1"], [Gpus(0, None, ())] * 2)
 LINK = Link(1, True, 2e-6, 4e-6, 8e9, 4e9, 8e9, 1e-4, 1e-3, 500, 20, 0)
 MPICH = "MPICH Version: 5.0.2"
 
@@ -103,11 +103,16 @@ def test_files():
 
 
 GPUS = {
-    "none": ([Gpus(0, None)] * 2, None, ""),
-    "one each": ([Gpus(2, ["H200", "H200"])] * 2, "ok", "one or more for each rank (H200)"),
-    "no CuPy": ([Gpus(0, None), Gpus(2, None)], "slow", "2 GPUs on a, and no CuPy"),
-    "not seen": ([Gpus(1, [])] * 2, "wrong", "CuPy sees none of 1 GPU on a"),
-    "shared": ([Gpus(1, ["H200"])] * 2, "slow", "2 ranks share 1 GPU of a (H200)"),
+    "none": ([Gpus(0, None, ())] * 2, None, ""),
+    "one each": ([Gpus(2, ["H200", "H200"], ("1", "2"))] * 2, "ok", "one or more for each rank (H200)"),
+    "bound to one each": (
+        [Gpus(2, ["H200"], ("1",)), Gpus(2, ["H200"], ("2",))],
+        "ok",
+        "one or more for each rank (H200)",
+    ),
+    "no CuPy": ([Gpus(0, None, ()), Gpus(2, None, ())], "slow", "2 GPUs on a, and no CuPy"),
+    "not seen": ([Gpus(1, [], ())] * 2, "wrong", "CuPy sees none of 1 GPU on a"),
+    "shared": ([Gpus(1, ["H200"], ("1",))] * 2, "slow", "2 ranks share 1 GPU of a (H200)"),
 }
 
 

@@ -54,9 +54,9 @@ def problem(name, n_rows=33):
 
 
 def test_the_first_is_taken_and_named(gpu):
-    assert gpu.name.endswith("(GPU 0)") and not gpu.on_host
-    names = devices.gpu_names()
-    assert devices.choose("gpu", local_rank=len(names)).name == gpu.name
+    (name, bus), *others = devices.gpus()
+    assert gpu.name == f"{name} (PCI {bus})" and not gpu.on_host
+    assert devices.choose("gpu", local_rank=1 + len(others)).name == gpu.name
     assert devices.choose("auto").name == gpu.name
 
 
@@ -75,7 +75,7 @@ def test_terms_are_added_up_with_the_bits_of_numpy(gpu, dtype, n_terms):
 
 
 def test_copies_come_behind_what_was_computed_before_their_mark(gpu):
-    """The source is the result of much work, and changed by more work after the mark."""
+    """The source is the result of much work."""
     n = 1 << 22
     source, out = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4")
     for _ in range(200):

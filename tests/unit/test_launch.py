@@ -7,7 +7,12 @@ import pytest
 from hpc_dasgd import launch
 from hpc_dasgd.errors import ConfigError
 
-QUIET = {"OMP_NUM_THREADS": "1", "UCX_LOG_LEVEL": "error", "HDF5_USE_FILE_LOCKING": "BEST_EFFORT"}
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "UCX_LOG_LEVEL": "error",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",
+}
 OSC = {"OMPI_MCA_osc": "^ucx"}
 
 
