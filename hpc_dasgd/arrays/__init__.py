@@ -87,6 +87,27 @@ def add_up(terms, out):
         out[...] = sum(terms[1:], start=terms[0])
 
 
+def split_maximum(delta, first, second):
+    """Overwrite the arguments of a maximum with its gradient by them, given `delta`; of equals the first counts.
+
+    Parameters
+    ----------
+    delta : array
+        The gradient by the maximum.
+    first, second : array like `delta`
+        They may interleave, as the even and odd columns of an image do.
+    """
+    xp = namespace(delta)
+    if xp.__name__ == "cupy":  # which would copy what interleaves, three times
+        from hpc_dasgd.arrays.gpu import split_maximum as at_once
+
+        at_once(delta, first, second)
+        return
+    into(first, xp.greater_equal, first, second)
+    into(first, xp.multiply, first, delta)
+    into(second, xp.subtract, delta, first)
+
+
 def windows(images, size):
     """Return all square windows of images: a view in NumPy and CuPy, not to be written to, elsewhere a copy.
 

@@ -142,6 +142,17 @@ def add_up(terms, out) -> None:
             terms.insert(0, out)
 
 
+def split_maximum(delta, first, second) -> None:
+    """See `arrays.split_maximum`."""
+    _splitter()(delta, first, second)
+
+
+@cache
+def _splitter() -> cupy.ElementwiseKernel:
+    operation = "T kept = T(first >= second) * delta; second = delta - kept; first = kept"
+    return cupy.ElementwiseKernel("T delta", "T first, T second", operation, "split_maximum")
+
+
 @cache
 def _adder(n_terms: int) -> cupy.ElementwiseKernel:
     """One kernel that adds up arrays from left to right."""

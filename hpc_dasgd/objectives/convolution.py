@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-from hpc_dasgd.arrays import into, namespace, windows
+from hpc_dasgd.arrays import into, namespace, split_maximum, windows
 
 
 class Layer(NamedTuple):
@@ -137,10 +137,10 @@ class _Work:
         into(self._by_relu, xp.multiply, self._by_relu, delta)
         into(by_bias, xp.sum, self._by_relu, axis=(1, 2, 3))
         if self._pools:
-            _split(self._by_relu, *self._rows)
+            split_maximum(self._by_relu, *self._rows)
             for edge in self._left_out:
                 edge[...] = 0
-            _split(self._wide, *self._columns)
+            split_maximum(self._wide, *self._columns)
         into(_rows(by_weight), xp.matmul, _rows(self._sums), self._patches.T)
 
     def differentiate_by_images(self, weight) -> None:
@@ -168,11 +168,3 @@ def _with_margin(xp, dtype, shape, margin: int):
 def _rows(array):
     """Return `array` as a matrix whose rows are its first axis."""
     return namespace(array).reshape(array, (array.shape[0], -1))
-
-
-def _split(delta, first, second) -> None:
-    """Overwrite the arguments of a maximum with its gradient by them, given `delta`; of equals the first counts."""
-    xp = namespace(delta)
-    into(first, xp.greater_equal, first, second)
-    into(first, xp.multiply, first, delta)
-    into(second, xp.subtract, delta, first)

@@ -95,6 +95,14 @@ def test_terms_are_added_up_from_the_left(n_terms):
     assert first.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
+def test_a_maximum_is_split_into_its_arguments(library):
+    xp = pytest.importorskip(library)
+    pairs = xp.asarray([[1.0, 2.0, 5.0, 3.0], [4.0, 4.0, -1.0, 0.0]])
+    arrays.split_maximum(xp.asarray([[10.0, 20.0], [30.0, 40.0]]), pairs[:, 0::2], pairs[:, 1::2])
+    assert np.asarray(pairs).tolist() == [[0, 10, 20, 0], [30, 0, 0, 40]]
+
+
 def test_terms_of_another_library_are_added_up():
     xp = pytest.importorskip("array_api_strict")
     out = xp.zeros(3)

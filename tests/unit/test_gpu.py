@@ -74,6 +74,15 @@ def test_terms_are_added_up_with_the_bits_of_numpy(gpu, dtype, n_terms):
     assert gpu.to_host(first).tobytes() == expected.tobytes()
 
 
+def test_a_maximum_is_split_with_the_bits_of_numpy(gpu):
+    rng = np.random.default_rng(2)
+    pairs, delta = rng.integers(-2, 3, (40, 50)).astype("f4"), rng.standard_normal((40, 25)).astype("f4")
+    placed = gpu.place(pairs)
+    arrays.split_maximum(gpu.place(delta), placed[:, ::2], placed[:, 1::2])
+    arrays.split_maximum(delta, pairs[:, ::2], pairs[:, 1::2])
+    assert gpu.to_host(placed).tobytes() == pairs.tobytes()
+
+
 def test_copies_come_behind_what_was_computed_before_their_mark(gpu):
     """The source is the result of much work."""
     n = 1 << 22
