@@ -6,9 +6,7 @@ writes one row for each size and direction, measured by rank 0 alone. The window
 ranks share is not of the kind that a rank alone gets. Part of ``jobs/bench_gpu.py``.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 from hpc_dasgd import launch
 
@@ -25,11 +23,7 @@ N_ROUNDS, ROUND_S = 9, 0.1
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
-    parser.add_argument("--small", action="store_true")
-    options = parser.parse_args()
+    options = rounds.arguments(__doc__).parse_args()
     comm, rows = launch.world(), []
     for n_bytes in SIZES[:1] if options.small else SIZES:
         window = WindowMemory(comm, n_bytes)

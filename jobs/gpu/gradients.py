@@ -6,7 +6,6 @@ writes one row for each contender: seconds per gradient by round, error against 
 turns, with all that they need on the device. Part of ``jobs/bench_gpu.py``.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,12 +41,9 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = rounds.arguments(__doc__)
     parser.add_argument("network", choices=networks.NETWORKS)
     parser.add_argument("precision", choices=BOUNDS)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
-    parser.add_argument("--small", action="store_true")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="(default: all; small cnns not compiled)")
     options = parser.parse_args()
     if options.contenders is None:

@@ -7,7 +7,6 @@ Training is `hpc_dasgd.train` itself, log files included, again and again in the
 ``jobs/bench_gpu.py``.
 """
 
-import argparse
 import math
 import shutil
 import tempfile
@@ -35,11 +34,7 @@ SECONDS, SMALL_SECONDS, N_ROUNDS, N_EXCHANGES = 2.5, 1.0, 3, 9
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
-    parser.add_argument("--small", action="store_true")
-    options = parser.parse_args()
+    options = rounds.arguments(__doc__).parse_args()
     comm, network = launch.world(), networks.network("mlp", options.small)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(comm.bcast(folder, root=0))

@@ -1,5 +1,6 @@
 """Alternatives timed in turns, and what comes of them."""
 
+import argparse
 import json
 import statistics
 import time
@@ -9,6 +10,15 @@ from pathlib import Path
 import numpy as np
 
 WARM_UP_STEPS = 3
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every part takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
+    parser.add_argument("--small", action="store_true")
+    return parser
 
 
 def alternate(
