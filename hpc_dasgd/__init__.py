@@ -8,11 +8,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "train": "hpc_dasgd.training",
-    "Config": "hpc_dasgd.config",
-    "load_config": "hpc_dasgd.config",
-    "open_dataset": "hpc_dasgd.data",
-    "open_run": "hpc_dasgd.analysis",
+    "train": "hpc_dasgd.training.loop",
+    "Config": "hpc_dasgd.config.settings",
+    "load_config": "hpc_dasgd.config.settings",
+    "open_dataset": "hpc_dasgd.data.dataset",
+    "open_run": "hpc_dasgd.analysis.run",
     "ConfigError": "hpc_dasgd.errors",
     "TrainingError": "hpc_dasgd.errors",
     "WindowError": "hpc_dasgd.errors",

@@ -2,6 +2,6 @@
 
 import sys
 
-from hpc_dasgd.cli import main
+from hpc_dasgd.cli.main import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ _PIECE_BYTES = 1 << 20  # a tenth of a millisecond of copying by a processor
 _LARGE_BYTES = 256 << 20
 
 
-def places() -> tuple[list[tuple[str, str]], str]:
+def visible_gpus() -> tuple[list[tuple[str, str]], str]:
     """Return name and PCI bus of each visible GPU; and where there is none, what CUDA says."""
     try:
         devices = range(runtime.getDeviceCount())
@@ -27,7 +27,7 @@ def _name(device: int) -> str:
     return runtime.getDeviceProperties(device)["name"].decode()
 
 
-class Mark:
+class Event:
     """All that a stream was told to do before this was made."""
 
     def __init__(self, stream, keeps=()):
@@ -105,23 +105,23 @@ class Gpu:
     def unregister(self, memory: np.ndarray) -> None:
         runtime.hostUnregister(memory.ctypes.data)
 
-    def mark(self) -> Mark:
-        return Mark(self._compute)
+    def mark(self) -> Event:
+        return Event(self._compute)
 
     def wait(self) -> None:
         self._compute.synchronize()
 
-    def upload(self, source: np.ndarray, out, after: Mark) -> Mark:
+    def upload(self, source: np.ndarray, out, after: Event) -> Event:
         self._up.wait_event(after.event)
         addresses = out.data.ptr, source.ctypes.data
         runtime.memcpyAsync(*addresses, source.nbytes, runtime.memcpyHostToDevice, self._up.ptr)
-        return Mark(self._up, (source, out))
+        return Event(self._up, (source, out))
 
-    def download(self, source, out: np.ndarray, after: Mark) -> Mark:
+    def download(self, source, out: np.ndarray, after: Event) -> Event:
         self._down.wait_event(after.event)
         addresses = out.ctypes.data, source.data.ptr
         runtime.memcpyAsync(*addresses, out.nbytes, runtime.memcpyDeviceToHost, self._down.ptr)
-        return Mark(self._down, (source, out))
+        return Event(self._down, (source, out))
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         mark = self.mark()

@@ -3,9 +3,9 @@
 import argparse
 import math
 
-from hpc_dasgd import launch
 from hpc_dasgd.cli import commands
 from hpc_dasgd.cli.status import UsageError
+from hpc_dasgd.runtime import mpi
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def print_help(self, file=None):
-        if launch.started_rank() == 0:
+        if mpi.own_rank() == 0:
             super().print_help(file)
 
     def format_help(self):
@@ -219,7 +219,7 @@ def _share(text: str) -> float:
 
 
 def _constant(text: str) -> tuple[str, float]:
-    from hpc_dasgd.theory import Constants
+    from hpc_dasgd.theory.bounds import Constants
 
     name, _, value = text.partition("=")
     try:
@@ -263,7 +263,7 @@ def _positive(kind: type):
 
 def _train_details() -> str:
     from hpc_dasgd import objectives
-    from hpc_dasgd.config import settings_help
+    from hpc_dasgd.config.settings import settings_help
 
     kinds = "\n".join(f"  {kind}: {text}" for kind, text in objectives.describe().items())
     return (

@@ -5,16 +5,16 @@ import math
 import shlex
 import sys
 
-from hpc_dasgd import launch, signals
 from hpc_dasgd.cli.status import DONE, FAILED, INTERRUPTED, PROGRAM, STOPPED, UsageError
 from hpc_dasgd.errors import ConfigError, ReplayError
+from hpc_dasgd.runtime import mpi, signals
 
 
 def train(options) -> int:
     if options.resume and options.run is None:
         raise UsageError("--resume needs --run DIR")
-    comm = launch.world()
-    from hpc_dasgd.training import train
+    comm = mpi.comm_world()
+    from hpc_dasgd.training.loop import train
 
     result = train(options.config, comm=comm, overrides=options.set, run=options.run, resume=options.resume)
     if result.signal:
@@ -39,40 +39,42 @@ def train(options) -> int:
         print(f"files: {result.run}")
         print(f"next: {again if result.signal else shlex.join([PROGRAM, 'report', str(result.run)])}")
     if status != DONE and not result.died:
-        launch.wait_to_exit()
+        mpi.wait_for_all_to_exit()
     return status
 
 
 def staleness(options) -> None:
-    from hpc_dasgd import analysis
+    from hpc_dasgd.analysis.run import open_run, staleness_text
 
-    run = analysis.open_run(options.run)
-    print(json.dumps(run.staleness().as_dict()) if options.json else analysis.staleness_text(run))
+    run = open_run(options.run)
+    print(json.dumps(run.staleness().as_dict()) if options.json else staleness_text(run))
 
 
 def report(options) -> None:
     from pathlib import Path
 
-    from hpc_dasgd import analysis, report
+    from hpc_dasgd.analysis.run import open_run
+    from hpc_dasgd.report import summary
 
-    run = analysis.open_run(options.run)
-    held, reason = report.bounds(run)
-    print(report.summary(run, held))
+    run = open_run(options.run)
+    held, reason = summary.bounds(run)
+    print(summary.summary(run, held))
     if reason:
         print(f"note: no bounds: {reason}; see {PROGRAM} bound --help")
     directory = Path(options.output or run.directory / "report")
-    paths = report.write_plots(run, directory)
+    paths = summary.write_plots(run, directory)
     for path in paths:
         print(f"plot: {path}")
-    print(f"page: {report.write_page(run, paths, directory, held)}")
+    print(f"page: {summary.write_page(run, paths, directory, held)}")
 
 
 def compare(options) -> None:
     from pathlib import Path
 
-    from hpc_dasgd import analysis, comparison
+    from hpc_dasgd.analysis.run import open_run
+    from hpc_dasgd.report import comparison
 
-    compared = comparison.compare([analysis.open_run(run) for run in options.runs], options.loss)
+    compared = comparison.compare([open_run(run) for run in options.runs], options.loss)
     print(json.dumps(compared.as_dict()) if options.json else compared.table())
     path = comparison.write_plot(compared, Path(options.output))
     if not options.json:
@@ -80,17 +82,19 @@ def compare(options) -> None:
 
 
 def bound(options) -> None:
-    from hpc_dasgd import analysis, bound
+    from hpc_dasgd.analysis import bound_report
+    from hpc_dasgd.analysis.run import open_run
 
-    run = analysis.open_run(options.run)
-    held = bound.hold(run, dict(options.set), data=options.data, replays=options.replay)
+    run = open_run(options.run)
+    held = bound_report.compare_with_bounds(run, dict(options.set), data=options.data, replays=options.replay)
     print(json.dumps(held.as_dict()) if options.json else held.table())
 
 
 def replay(options) -> None:
-    from hpc_dasgd import analysis, replay
+    from hpc_dasgd.analysis import replay
+    from hpc_dasgd.analysis.run import open_run
 
-    run = analysis.open_run(options.run)
+    run = open_run(options.run)
     if options.until is None and options.inspect is None:
         if options.output:
             raise UsageError("--output needs --until or --inspect")
@@ -111,7 +115,7 @@ def replay(options) -> None:
 
 def watch(options) -> None:
     try:
-        from hpc_dasgd.watch import watch
+        from hpc_dasgd.watch.display import watch
 
         watch(options.run, options.every, options.patience)
     except KeyboardInterrupt:
@@ -122,8 +126,8 @@ def watch(options) -> None:
 def plan(options) -> None:
     from dataclasses import replace
 
-    from hpc_dasgd import analysis
-    from hpc_dasgd.config import load_config
+    from hpc_dasgd.analysis.run import open_run
+    from hpc_dasgd.config.settings import load_config
     from hpc_dasgd.plan import planning
     from hpc_dasgd.plan.times import times_from_config, times_from_run
 
@@ -139,7 +143,7 @@ def plan(options) -> None:
     if options.run is None:
         times = times_from_config(config, options.compute_ms, options.n_params)
     else:
-        times = times_from_run(analysis.open_run(options.run), machine.n_ranks, cores, options.n_params)
+        times = times_from_run(open_run(options.run), machine.n_ranks, cores, options.n_params)
         if options.compute_ms is not None:
             times = replace(times, compute_s=[[options.compute_ms / 1e3]])
     found = planning.plan(config, machine, times, options.seed)
@@ -150,8 +154,8 @@ def plan(options) -> None:
 def slurm(options) -> None:
     from dataclasses import fields
 
-    from hpc_dasgd.config import load_config
-    from hpc_dasgd.slurm import Job, script
+    from hpc_dasgd.cli.sbatch import Job, script
+    from hpc_dasgd.config.settings import load_config
 
     config = load_config(options.config, options.set)
     job = Job(**{field.name: getattr(options, field.name) for field in fields(Job)})
@@ -162,32 +166,32 @@ def doctor(options) -> None:
     from pathlib import Path
 
     try:
-        comm = launch.world()
+        comm = mpi.comm_world()
     except ConfigError as error:
         # What the launcher did wrong is the doctor's first business.
         found = [{"check": "launch", "status": "wrong", "detail": str(error), "remedy": "see README, On a cluster"}]
-        if launch.started_rank() == 0:
+        if mpi.own_rank() == 0:
             print(json.dumps(found) if options.json else f"wrong  launch: {error}")
         raise SystemExit(FAILED) from None
-    from hpc_dasgd import doctor
+    from hpc_dasgd.doctor import examination
 
-    found = doctor.examine(comm, Path(options.run))
+    found = examination.examine(comm, Path(options.run))
     if comm.rank == 0:
-        print(json.dumps([each._asdict() for each in found]) if options.json else doctor.text(found))
+        print(json.dumps([each._asdict() for each in found]) if options.json else examination.text(found))
 
 
 def convert(options) -> None:
-    from hpc_dasgd import convert
-    from hpc_dasgd.progress import Counted
+    from hpc_dasgd.console.progress import Counted
+    from hpc_dasgd.data.convert import conversion
 
     with Counted() as bar:
-        n_rows = convert.convert(options.source, options.target, options.test_share, bar.show)
+        n_rows = conversion.convert(options.source, options.target, options.test_share, bar.show)
     print(f"data set: {options.target}, {n_rows['train']} examples to train on, {n_rows['test']} to test")
 
 
 def export(options) -> None:
-    from hpc_dasgd import analysis
+    from hpc_dasgd.analysis.run import export_parameters, open_run
 
-    run = analysis.open_run(options.run)
-    analysis.export(run, options.parameters)
+    run = open_run(options.run)
+    export_parameters(run, options.parameters)
     print(f"parameters: {options.parameters}{'' if run.final is not None else ', of the newest checkpoints'}")

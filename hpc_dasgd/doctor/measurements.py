@@ -1,17 +1,13 @@
 """What one-sided calls cost here, and whether they need the target's help. Everything is collective."""
 
-import os
-import platform
 import time
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpc_dasgd import launch, machine
-from hpc_dasgd.arrays import device
 from hpc_dasgd.errors import WindowError
-from hpc_dasgd.exchange.reader import Neighbour, Pacer, Reader
+from hpc_dasgd.exchange.reader import Neighbour, PublicationThrottle, Reader
+from hpc_dasgd.runtime.launch_checks import LaunchSurvey, survey_launch
 from hpc_dasgd.window.memory import WindowMemory
 from hpc_dasgd.window.publication import PublicationWindow, Word
 
@@ -55,70 +51,28 @@ class Link:
     n_torn: int
 
 
-class Gpus(NamedTuple):
-    """What a rank sees of the GPUs of its node."""
-
-    n_devices: int
-    """That the driver shows."""
-    names: list[str] | None
-    """Of those that CuPy can use; None without CuPy."""
-    buses: tuple[str, ...]
-    """Of the same: ranks may see different ones."""
-
-
 @dataclass(frozen=True)
 class Measurements:
     """What was found out about this launch; links on rank 0 alone.
 
     Attributes
     ----------
-    nodes : tuple of int
-        Of each rank.
-    hosts : list of str
-    cores : list of int
-        That each rank may run on.
-    cores_of_nodes : dict of int to int
-        Different ones that the ranks of a node may run on.
-    blas_threads : list of str
-        As each rank's environment asks.
-    gpus : list of Gpus
-        Of each rank.
+    survey : LaunchSurvey
     window_error : str
         Why there are no windows; empty where there are.
     links : list of Link
         To one rank of the same node, to one of another.
     """
 
-    nodes: tuple[int, ...]
-    hosts: list[str]
-    cores: list[int]
-    cores_of_nodes: dict[int, int]
-    blas_threads: list[str]
-    gpus: list[Gpus]
+    survey: LaunchSurvey
     window_error: str = ""
     links: list[Link] = field(default_factory=list)
 
 
-def look_around(comm) -> Measurements:
-    """Find out about the launch alone, which takes no time."""
-    nodes = launch.nodes(comm)
-    n_devices = device.n_device_files()
-    found = device.gpus() if n_devices else None
-    gpus = Gpus(n_devices, found and [name for name, _ in found], tuple(bus for _, bus in found or ()))
-    return Measurements(
-        nodes=nodes,
-        hosts=comm.allgather(platform.node()),
-        cores=comm.allgather(len(os.sched_getaffinity(0))),
-        cores_of_nodes=dict(zip(nodes, launch.cores(comm), strict=True)),
-        blas_threads=[described["blas_threads"] for described in comm.allgather(machine.describe())],
-        gpus=comm.allgather(gpus),
-    )
-
-
 def measure(comm) -> Measurements:
     """Find out about the launch and the network; takes some seconds."""
-    found = look_around(comm)
-    nodes = found.nodes
+    survey = survey_launch(comm)
+    nodes = survey.nodes
     links = []
     try:
         for same_node in (True, False):
@@ -126,8 +80,8 @@ def measure(comm) -> Measurements:
             if targets:
                 links.append(_measure_link(comm, targets[0], same_node))
     except WindowError as error:
-        return replace(found, window_error=str(error))
-    return replace(found, links=[link for link in links if link is not None])
+        return Measurements(survey, window_error=str(error))
+    return Measurements(survey, links=[link for link in links if link is not None])
 
 
 def _measure_link(comm, target: int, same_node: bool) -> Link | None:
@@ -205,7 +159,7 @@ def _tear(comm, target: int) -> dict[str, int]:
             window.channels[0].publish()
     elif comm.rank == 0:
         reader = Reader(comm, window, _TEAR_SLOTS, n_buffers=1)
-        neighbours = [Neighbour(target, 0, window.buffer(), Pacer())]
+        neighbours = [Neighbour(target, 0, window.buffer(), PublicationThrottle())]
         while time.perf_counter() < end_s:
             if any(reader.advance(neighbours)):
                 seen = neighbours[0].seen

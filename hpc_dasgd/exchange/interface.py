@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_dasgd.arrays.device import Host
+from hpc_dasgd.arrays.devices import Host
 
 
 def _block_bytes() -> int:

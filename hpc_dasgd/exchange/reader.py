@@ -17,7 +17,7 @@ LONGEST_INTERVAL = 1024
 PUBLICATIONS_TO_RELAX = 128
 
 
-class Pacer:
+class PublicationThrottle:
     """How often a channel is published: more rarely while a reader cannot keep up."""
 
     def __init__(self):
@@ -70,7 +70,7 @@ class Neighbour:
         What to do with a read that saw one publication only; see `swap`.
     """
 
-    def __init__(self, rank: int, channel: int, seen: Slot, pacer: Pacer, keep=swap):
+    def __init__(self, rank: int, channel: int, seen: Slot, pacer: PublicationThrottle, keep=swap):
         self.rank, self.channel, self.seen, self.pacer, self.keep = rank, channel, seen, pacer, keep
         self.publication = 0  # the publication `seen` was read from
         self.version = 0  # updates that it has made, as far as its header has told

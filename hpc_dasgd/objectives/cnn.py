@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_dasgd.arrays import into, namespace
-from hpc_dasgd.batches import Batch
+from hpc_dasgd.arrays.arithmetic import into, namespace
+from hpc_dasgd.config.rules import ODD, POSITIVE_INTEGER, WIDTHS, one_of
+from hpc_dasgd.data.batches import Batch
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.objectives.convolution import Convolutions, Layer
 from hpc_dasgd.objectives.linear import require_classes
 from hpc_dasgd.objectives.losses import CROSS_ENTROPY
 from hpc_dasgd.objectives.network import ACTIVATIONS, Network, Views, layer_names, pairs
-from hpc_dasgd.rules import ODD, POSITIVE_INTEGER, WIDTHS, one_of
 
 _PIECE_NUMBERS = 1 << 26  # in the windows of images at once, 256 MiB in float32; a larger batch is taken in pieces
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-from hpc_dasgd.arrays import into, namespace, split_maximum, windows
+from hpc_dasgd.arrays.arithmetic import into, namespace, sliding_patches, split_maximum
 
 
 class Layer(NamedTuple):
@@ -154,7 +154,7 @@ class _Work:
 
     def _gather(self, patches, padded) -> None:
         """Copy the window around every pixel of every image into a column of `patches`."""
-        found = windows(padded, self._kernel)
+        found = sliding_patches(padded, self._kernel)
         namespace(patches).reshape(patches, found.shape)[...] = found
 
 

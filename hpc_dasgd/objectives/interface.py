@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpc_dasgd.batches import Batch
+from hpc_dasgd.data.batches import Batch
 
 
 class Objective(Protocol):

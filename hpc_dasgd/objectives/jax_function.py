@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import jax
 import numpy as np
 
-from hpc_dasgd.arrays import namespace
+from hpc_dasgd.arrays.arithmetic import namespace
 from hpc_dasgd.errors import ConfigError
 
 

@@ -4,10 +4,10 @@ from math import log
 
 import numpy as np
 
+from hpc_dasgd.config.rules import NOT_NEGATIVE
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.objectives.losses import Loss
 from hpc_dasgd.objectives.network import Network
-from hpc_dasgd.rules import NOT_NEGATIVE
 
 _PIECE_ROWS = 4096
 

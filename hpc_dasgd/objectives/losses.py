@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpc_dasgd.arrays import into, namespace, scalar
+from hpc_dasgd.arrays.arithmetic import into, namespace, scalar
 
 
 class Loss(NamedTuple):

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from hpc_dasgd.config.rules import WIDTHS, one_of
 from hpc_dasgd.objectives.losses import CROSS_ENTROPY, HALF_SQUARED_ERROR
 from hpc_dasgd.objectives.network import ACTIVATIONS, Network
-from hpc_dasgd.rules import WIDTHS, one_of
 
 _ACTIVATION = one_of(*ACTIVATIONS)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpc_dasgd.arrays import into, namespace, scalar
+from hpc_dasgd.arrays.arithmetic import into, namespace, scalar
 from hpc_dasgd.objectives.losses import Loss
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hpc_dasgd.arrays import into, namespace, scalar
+from hpc_dasgd.arrays.arithmetic import into, namespace, scalar
+from hpc_dasgd.config.rules import NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.rules import NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER
 
 
 class Quadratic:

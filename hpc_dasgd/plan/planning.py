@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_dasgd import bound, estimation, objectives
-from hpc_dasgd.config import Config
+from hpc_dasgd import objectives
+from hpc_dasgd.config.settings import Config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.plan.simulate import Forecast, Setup, simulate
 from hpc_dasgd.plan.times import ASK_S, Times, check_exchange, neighbours_of
-from hpc_dasgd.theory import Delays
+from hpc_dasgd.theory import choice, constants
+from hpc_dasgd.theory.bounds import Delays
 
 _PATIENCE_S = 60
 _PERCENTS = (25, 50, 75, 90, 99)
@@ -86,15 +87,15 @@ def safe_stepsize(config: Config, found: dict) -> dict:
     try:
         objective, data = objectives.configured(config)
         x0 = np.asarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
-        batches = estimation.sampler(config.seed, None if data is None else data.train, config.data.batch_size)
-        name, stepsize, _ = bound.choose(objective, batches, x0, delays, n_gradients)
+        batches = constants.probe_sampler(config.seed, None if data is None else data.train, config.data.batch_size)
+        name, stepsize, _ = choice.choose_stepsize(objective, batches, x0, delays, n_gradients)
     except Exception as error:  # of the user's objective, without which all else is known
         return {"safe_stepsize": None, "safe_by": str(error)}
     return {"safe_stepsize": stepsize, "safe_by": name}
 
 
 def _why_no_stepsize(config: Config, found: dict) -> str | None:
-    optimizer, seconds = config.optimizer, estimation.GRADIENTS * found["compute_ms"] / 1e3
+    optimizer, seconds = config.optimizer, constants.MAX_GRADIENTS_PER_POINT * found["compute_ms"] / 1e3
     if found["seconds"] is None:
         return "`budget` sets neither gradients nor seconds"
     if optimizer.kind != "sgd" or optimizer.schedule not in ("constant", "staleness-adaptive"):

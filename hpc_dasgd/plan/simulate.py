@@ -19,7 +19,7 @@ from random import Random
 
 import numpy as np
 
-from hpc_dasgd.config import StragglerConfig
+from hpc_dasgd.config.settings import StragglerConfig
 from hpc_dasgd.plan.cores import turns
 from hpc_dasgd.plan.publications import Complete, Tree
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_dasgd import objectives, straggler
-from hpc_dasgd.analysis import Run
-from hpc_dasgd.arrays import device
-from hpc_dasgd.batches import Sampler
-from hpc_dasgd.config import Config
+from hpc_dasgd import objectives
+from hpc_dasgd.analysis.run import Run
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.config.settings import Config
+from hpc_dasgd.data.batches import Sampler
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.overlay.topology import all_tree_neighbours
 from hpc_dasgd.plan.simulate import READ_PASSES, store_passes, sum_passes
-from hpc_dasgd.topology import all_tree_neighbours
+from hpc_dasgd.training import stragglers
 
 _QUANTILES = 256
 _MEASURE_S = 1.0
@@ -103,7 +104,7 @@ def times_from_config(config: Config, compute_ms: float | None = None, n_params:
         x0 = np.ascontiguousarray(objective.initial(np.random.default_rng(config.seed)), config.device.dtype)
         n_params = n_params or x0.size
     if compute_ms is None:
-        computer = device.choose(config.device.kind, tf32=config.device.tf32)
+        computer = devices.choose(config.device.kind, tf32=config.device.tf32)
         data = data and data.on(computer)
         sampler = Sampler(config.seed, 0, None if data is None else data.train, config.data.batch_size)
         parameters, gradient = computer.place(x0), computer.zeros(x0.size, x0.dtype)
@@ -135,7 +136,7 @@ def neighbours_of(config: Config, nodes: Sequence) -> list[tuple[int, ...]] | No
 
 def _delays_s(config: Config, rank: int, n_gradients: int) -> np.ndarray:
     """What a run added to each step of a rank."""
-    delays_s = straggler.delays_s(config, rank)
+    delays_s = stragglers.delays_s(config, rank)
     return np.zeros(n_gradients) if delays_s is None else np.fromiter(delays_s, float, n_gradients)
 
 

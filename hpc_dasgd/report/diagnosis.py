@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from hpc_dasgd.analysis import Run
-from hpc_dasgd.ranklog import FLUSH_EVERY_S
+from hpc_dasgd.analysis.run import Run
+from hpc_dasgd.storage.layout import FLUSH_EVERY_S
 
 _DROPPED_SHARE = 0.01
 _GROWTH = 1.5

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from hpc_dasgd import plots
-from hpc_dasgd.analysis import Run
+from hpc_dasgd.analysis.run import Run
+from hpc_dasgd.report import plotting
 
 _SMOOTHED = 200  # points of a smoothed loss
 _PLOTTED_RANKS = 16  # whose lines are told apart; beyond, a sample of the ranks is drawn
@@ -48,7 +48,7 @@ def staleness_over_time(run: Run, figure) -> None:
     positions, staleness = run.measured()
     measured = run.gradients[positions]
     starts = measured["t_start_s"]
-    edges = plots.time_edges(starts.min(), starts.max(), _TIME_BINS)
+    edges = plotting.time_edges(starts.min(), starts.max(), _TIME_BINS)
     spans = np.minimum(np.searchsorted(edges, starts, side="right") - 1, _TIME_BINS - 1)
     middles = (edges[:-1] + edges[1:]) / 2
     filled, low, median, high, largest = _percentiles(spans, staleness, (10, 50, 90, 100))
@@ -61,7 +61,7 @@ def staleness_over_time(run: Run, figure) -> None:
             own = measured["rank"] == rank
             counts = np.bincount(spans[own], minlength=middles.size)
             means = np.bincount(spans[own], staleness[own], middles.size)[counts > 0] / counts[counts > 0]
-            axes.plot(middles[counts > 0], means, **plots.thin_line(i), label=f"mean of rank {rank}")
+            axes.plot(middles[counts > 0], means, **plotting.thin_line(i), label=f"mean of rank {rank}")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -77,7 +77,7 @@ def missed_by_pair(run: Run, figure) -> None:
     n_measured = np.bincount(missed.rank, minlength=run.n_ranks)[:, np.newaxis]
     shares = np.ma.masked_where(np.eye(run.n_ranks, dtype=bool) | (n_measured == 0), missed.per_pair)
     shares = shares / np.maximum(n_measured, 1)
-    image = axes.imshow(shares, cmap=plots.heat(), vmin=0, interpolation="nearest", aspect="equal")
+    image = axes.imshow(shares, cmap=plotting.heat(), vmin=0, interpolation="nearest", aspect="equal")
     if run.n_ranks <= _FEW_RANKS:
         middle = shares.max() / 2
         for (i, j), share in np.ma.ndenumerate(shares):
@@ -108,11 +108,11 @@ def _learning(run: Run, figure, position, evaluation_x: np.ndarray, label: str) 
 def _plot_loss(run: Run, axes, position, evaluation_x: np.ndarray) -> None:
     """Draw the loss against `position`: smoothed by rank, and as evaluated."""
     lowest = math.inf
-    for i, rank in enumerate(plots.some_ranks(run.counts, _PLOTTED_RANKS)):
+    for i, rank in enumerate(plotting.some_ranks(run.counts, _PLOTTED_RANKS)):
         gradients = run.gradients[run.rows(rank)]
         seconds, loss = (_block_means(gradients[name], _SMOOTHED) for name in ("t_end_s", "loss"))
         lowest = min(lowest, loss.min())
-        axes.plot(position(seconds), loss, **plots.thin_line(i), alpha=0.7, label=f"rank {rank}")
+        axes.plot(position(seconds), loss, **plotting.thin_line(i), alpha=0.7, label=f"rank {rank}")
     evaluated = np.isfinite(run.evaluation["loss"])
     if evaluated.any():
         loss = run.evaluation["loss"][evaluated]

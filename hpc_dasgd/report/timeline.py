@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hpc_dasgd import plots
-from hpc_dasgd.analysis import Run
+from hpc_dasgd.analysis.run import Run
+from hpc_dasgd.report import plotting
 
 _POINTS = 2000  # per line: more than its width in pixels
 _PLOTTED_RANKS = 16
@@ -19,7 +19,7 @@ _LOOKED_UP = 1 << 22  # entries of version vectors
 
 def gradients_in_the_middle(run: Run, figure) -> None:
     """Draw a short time in the middle of the run: each gradient as a bar, coloured by what it missed."""
-    ranks = plots.some_ranks(run.counts, _BAR_RANKS)
+    ranks = plotting.some_ranks(run.counts, _BAR_RANKS)
     begin, end = _middle(run)
     unit, scale = ("s", 1) if end - begin > 5 else ("ms", 1e3)
     figure.set_size_inches(2 * figure.get_figwidth(), 1.3 + 0.27 * max(4, ranks.size))
@@ -35,7 +35,7 @@ def gradients_in_the_middle(run: Run, figure) -> None:
     if missed is not None:
         seen = np.ma.concatenate([bar.get_array() for bar in bars])
         for bar in bars:
-            bar.set(cmap=plots.heat(), clim=(0, max(1, seen.max() if seen.count() else 1)))
+            bar.set(cmap=plotting.heat(), clim=(0, max(1, seen.max() if seen.count() else 1)))
         figure.colorbar(bars[0], label="gradients missed", pad=0.01)
     axes.set_xlim(0, (end - begin) * scale)
     axes.set_ylim(ranks.size - 0.4, -0.6)
@@ -47,7 +47,7 @@ def gradients_in_the_middle(run: Run, figure) -> None:
 def activity(run: Run, figure) -> None:
     """Draw over the whole run how fast each rank was, and which part of the time it computed."""
     n_bins = int(np.clip(run.counts.max() // _PER_BIN, 1, _TIME_BINS))
-    edges = plots.time_edges(run.gradients["t_start_s"].min(), run.gradients["t_end_s"].max(), n_bins)
+    edges = plotting.time_edges(run.gradients["t_start_s"].min(), run.gradients["t_end_s"].max(), n_bins)
     rate, busy = np.empty((2, run.n_ranks, n_bins))
     for rank in range(run.n_ranks):
         own = run.gradients[run.rows(rank)]
@@ -66,8 +66,8 @@ def behind(run: Run, figure) -> None:
 
     n_moments = int(np.clip(_LOOKED_UP // run.n_ranks**2, 2, _TIME_BINS * _MOMENTS))
     n_bins = min(_TIME_BINS, n_moments)
-    edges = plots.time_edges(run.gradients["t_start_s"].min(), run.gradients["t_end_s"].max(), n_bins)
-    fine = plots.time_edges(edges[0], edges[-1], n_moments // n_bins * n_bins)
+    edges = plotting.time_edges(run.gradients["t_start_s"].min(), run.gradients["t_end_s"].max(), n_bins)
+    fine = plotting.time_edges(edges[0], edges[-1], n_moments // n_bins * n_bins)
     moments = (fine[:-1] + fine[1:]) / 2
     ends = [run.gradients["t_end_s"][run.rows(rank)] for rank in range(run.n_ranks)]
     done = np.stack([np.searchsorted(times, moments, side="right") for times in ends], axis=-1)
@@ -88,10 +88,10 @@ def behind(run: Run, figure) -> None:
 def progress(run: Run, figure) -> None:
     """Draw the gradients of each rank against time."""
     axes = figure.add_subplot()
-    for i, rank in enumerate(plots.some_ranks(run.counts, _PLOTTED_RANKS)):
+    for i, rank in enumerate(plotting.some_ranks(run.counts, _PLOTTED_RANKS)):
         ends = run.gradients["t_end_s"][run.rows(rank)]
         shown = np.unique(np.linspace(0, ends.size - 1, _POINTS).astype(int))
-        axes.plot(ends[shown], shown + 1, **plots.thin_line(i), label=f"rank {rank}")
+        axes.plot(ends[shown], shown + 1, **plotting.thin_line(i), label=f"rank {rank}")
     axes.grid(alpha=0.3)
     axes.set_xlabel("time since the start (s)")
     axes.set_ylabel("gradients of the rank")
@@ -151,7 +151,7 @@ def _heat_map(figure, axes, values: np.ndarray, edges: np.ndarray, label: str, *
         extent=(edges[0], edges[-1], len(values) - 0.5, -0.5),
         aspect="auto",
         interpolation="nearest",
-        cmap=plots.heat(),
+        cmap=plotting.heat(),
         **scale,
     )
     axes.yaxis.get_major_locator().set_params(integer=True)

@@ -1,5 +1,5 @@
-"""Memory that ranks show each other, in windows of MPI.
+"""Memory that ranks expose to each other in MPI windows.
 
-`memory` has the MPI calls, `publication` what is read, `model` what is accumulated into, `board` small
-values that take the place of collectives.
+Exchanges and the doctor import it; it is the only room that creates and uses them. `memory` has the MPI calls,
+`publication` what others read, `model` what others accumulate into, `board` small values in place of a collective.
 """

@@ -27,7 +27,7 @@ N_FLAGS = ALIGNMENT_BYTES // 8
 _COUNTERS_OFFSET_BYTES = N_FLAGS * 8
 
 
-class Header:
+class ModelHeader:
     """Flags and counters side by side, as they stand in a window.
 
     Attributes
@@ -73,7 +73,7 @@ class ModelWindow:
         self._payload_offset_bytes = aligned(n_words * 8)
         payload_bytes = 0 if model is None else model.nbytes
         self._memory = WindowMemory(comm, self._payload_offset_bytes + payload_bytes)
-        self.header = Header(self._memory.memory[: n_words * 8].view(np.int64))
+        self.header = ModelHeader(self._memory.memory[: n_words * 8].view(np.int64))
         self._payload = None
         if model is not None:
             self._payload = self._memory.memory[self._payload_offset_bytes :].view(model.dtype)
@@ -86,11 +86,11 @@ class ModelWindow:
         """What this rank has read from and added to other ranks' windows so far, headers included."""
         return self._memory.transferred_bytes
 
-    def new_header(self) -> Header:
+    def new_header(self) -> ModelHeader:
         """A header in ordinary memory, zeroed, to read another rank's into."""
-        return Header(np.zeros_like(self.header.memory))
+        return ModelHeader(np.zeros_like(self.header.memory))
 
-    def read_header(self, target: int, out: Header) -> Transfer:
+    def read_header(self, target: int, out: ModelHeader) -> Transfer:
         """Begin to copy the header of `target`. Never waits for `target`; this rank's own is there at once."""
         return self._read(target, 0, self.header.memory, out.memory)
 

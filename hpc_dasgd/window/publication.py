@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from hpc_dasgd.arrays.device import Host
+from hpc_dasgd.arrays.devices import Host
 from hpc_dasgd.window.memory import ALIGNMENT_BYTES, Successive, Transfer, WindowMemory, aligned
 
 

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
-from mpiexec import ENVIRONMENT, MPIEXEC
 
-from hpc_dasgd import launch
+from hpc_dasgd.runtime import launcher, mpi
+from jobs.benchmarks.mpiexec import ENVIRONMENT, MPIEXEC
 
 OUTCOMES = "HPC_DASGD_TEST_OUTCOMES"  # folder of the ranks' outcomes; set in the pytest of a rank alone
 LAUNCH_TIMEOUT_S = 600
 PATIENCE_S = 10  # for the other ranks, after a failure on one
 
-launch.set_environment_defaults()
+launcher.set_environment_defaults()
 
 
 class Ranks:
@@ -65,7 +65,7 @@ def comm():
     if OUTCOMES not in os.environ:
         yield None
         return
-    own = launch.world().Dup()
+    own = mpi.comm_world().Dup()
     yield own
     own.Free()
 
@@ -182,7 +182,7 @@ def _read_outcomes(path):
 def pytest_configure(config):
     """Give each rank temporary files of its own: in one folder ranks trip over each other's clearing up."""
     if OUTCOMES in os.environ:
-        config.option.basetemp = Path(os.environ[OUTCOMES], f"files_{launch.started_rank()}")
+        config.option.basetemp = Path(os.environ[OUTCOMES], f"files_{mpi.own_rank()}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -201,7 +201,7 @@ REPORTS = pytest.StashKey[list]()
 
 def _write_outcome(item, reports):
     """Write what this rank made of a test; where ranks differ so that others hang, end them all."""
-    comm = launch.world()
+    comm = mpi.comm_world()
     worst = next((report for report in reports if report.outcome != "passed"), reports[0])
     text = f"[rank {comm.rank}/{comm.size}] {worst.longreprtext}"
     if worst.outcome == "skipped":
@@ -213,5 +213,5 @@ def _write_outcome(item, reports):
     end_s = time.monotonic() + (PATIENCE_S if worst.outcome == "failed" else LAUNCH_TIMEOUT_S)
     while not arrived.Test():
         if time.monotonic() > end_s:
-            launch.abort(1)
+            mpi.abort(1)
         time.sleep(0.001)

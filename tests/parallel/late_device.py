@@ -48,7 +48,7 @@ class Told:
 
 
 class LateDevice:
-    """See `hpc_dasgd.arrays.device.Host` for the attributes and methods; ``n_registered`` counts host memory."""
+    """See `hpc_dasgd.arrays.devices.Host` for the attributes and methods; ``n_registered`` counts host memory."""
 
     xp, name, on_host = np, "late", False
 

@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from integer_updates import N_PARAMS, Updates
-from late_device import LateDevice
 
-from hpc_dasgd import launch, topology
 from hpc_dasgd.errors import LeftBehindError
+from hpc_dasgd.overlay import topology
+from hpc_dasgd.runtime import mpi
+from tests.parallel.integer_updates import N_PARAMS, Updates
+from tests.parallel.late_device import LateDevice
 
 TIMEOUT_S = 1.5
 TREES = {
@@ -44,9 +45,9 @@ def has_to_come(made, *moments):
 
 
 def main(folder, scenario):
-    comm = launch.world()  # before anything imports MPI
+    comm = mpi.comm_world()  # before anything imports MPI
     from hpc_dasgd.exchange import interface
-    from hpc_dasgd.exchange.read import ReadExchange
+    from hpc_dasgd.exchange.read.exchange import ReadExchange
 
     interface.BLOCK_BYTES = 64 * 4  # three blocks
     x0 = np.arange(N_PARAMS, dtype=np.float32)

@@ -6,7 +6,8 @@ import math
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd import bound, cli
+from hpc_dasgd.analysis import bound_report
+from hpc_dasgd.cli.main import main
 
 L, SIGMA, DIMENSION = 2.0, 0.5, 20
 TERMS = ("start", "noise", "staleness")
@@ -31,7 +32,7 @@ def test_the_bounds_are_the_formulas_and_hold(comm, train, topology, capsys):
     directory = train(exchange={"topology": topology})
     if comm.rank:
         return
-    assert cli.main(["bound", str(directory), "--json"]) == 0
+    assert main.main(["bound", str(directory), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     staleness = hpc_dasgd.open_run(directory).staleness().as_dict()
     T, gamma = found["gradients"], found["stepsize"]
@@ -60,7 +61,7 @@ def test_gradients_at_recomputed_replicas_agree_with_the_logged_norms(comm, trai
     directory = train()
     if comm.rank == 0:
         run = hpc_dasgd.open_run(directory)
-        logged, replayed = bound.hold(run), bound.hold(run, replays=True)
+        logged, replayed = bound_report.compare_with_bounds(run), bound_report.compare_with_bounds(run, replays=True)
         assert (logged.how, replayed.how) == ("log", "replay")
         error = math.hypot(logged.measured_error, replayed.measured_error)
         assert abs(logged.measured - replayed.measured) < 5 * error
@@ -72,21 +73,21 @@ def test_what_is_given_counts(comm, train, capsys):
     directory = train(optimizer={"stepsize": 0.05, "kind": "momentum"})
     if comm.rank == 0:
         constants = [part for name in ("L=8", "sigma=3", "Q=4", "F_0=5") for part in ("--set", name)]
-        assert cli.main(["bound", str(directory), "--json", *constants]) == 0
+        assert main.main(["bound", str(directory), "--json", *constants]) == 0
         found = json.loads(capsys.readouterr().out)
         assert {name: known["value"] for name, known in found["constants"].items()} == {
             "L": 8, "sigma": 3, "Q": 4, "F_0": 5,
         }  # fmt: skip
         assert found["A"]["terms"]["noise"] == pytest.approx(2 * 8 * 0.05 * 9)
         assert any("`optimizer.kind` is momentum" in warning for warning in found["warnings"])
-        assert cli.main(["bound", str(directory)]) == 0
+        assert main.main(["bound", str(directory)]) == 0
         assert "warning: the bounds are for sgd" in capsys.readouterr().out
 
 
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("given", ["F_0=0", "L=0", "L=1e200"])
 def test_constants_without_a_bound_are_one_line(comm, train, capsys, given):
-    assert cli.main(["bound", str(train()), "--set", given]) == 2
+    assert main.main(["bound", str(train()), "--set", given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"`{given.partition('=')[0]}` must be positive and below 1e+30" in line
 
@@ -95,7 +96,7 @@ def test_constants_without_a_bound_are_one_line(comm, train, capsys, given):
 def test_a_variance_that_is_only_given_is_not_subtracted(comm, train):
     directory = train()
     if comm.rank == 0:
-        held = bound.hold(hpc_dasgd.open_run(directory), {"sigma": 30.0})
+        held = bound_report.compare_with_bounds(hpc_dasgd.open_run(directory), {"sigma": 30.0})
         assert held.how == "upper"
         assert held.measured > 0
 
@@ -105,7 +106,7 @@ def test_constants_of_real_data_are_estimated(comm, train):
     mlp = {"kind": "mlp", "hidden": [8]}
     directory = train(objective=mlp, data={"path": "digits"}, log={"versions": "every 10"})
     if comm.rank == 0:
-        held = bound.hold(hpc_dasgd.open_run(directory))
+        held = bound_report.compare_with_bounds(hpc_dasgd.open_run(directory))
         assert held.how == "upper"
         assert all(known.value > 0 for known in held.constants.values())
         assert held.constants["sigma"].error > 0
@@ -115,5 +116,5 @@ def test_constants_of_real_data_are_estimated(comm, train):
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("text", ["sigma=-1", "mu=1", "L", "Q=nan"])
 def test_a_constant_out_of_range_is_refused(comm, tmp_path, capsys, text):
-    assert cli.main(["bound", str(tmp_path), "--set", text]) == 2
+    assert main.main(["bound", str(tmp_path), "--set", text]) == 2
     assert f"must be L, sigma, Q or F_0 and a number of at least 0, got '{text}'" in capsys.readouterr().err

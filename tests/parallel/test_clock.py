@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dasgd.clock import Clock
+from hpc_dasgd.runtime.clock import Clock
 
 
 @pytest.mark.parallel([1, 2, 4, 8])

@@ -2,19 +2,19 @@
 
 import numpy as np
 import pytest
-from integer_updates import N_PARAMS, Updates
-from late_device import FarArray, LateDevice
-from test_exchange import held_by, make_read, small_blocks, step  # noqa: F401, the fixture is used
 
-from hpc_dasgd import exchange as exchanges
-from hpc_dasgd import problem
-from hpc_dasgd.arrays import device as devices
-from hpc_dasgd.arrays.device import Host
-from hpc_dasgd.config import ExchangeConfig, load_config
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.arrays.devices import Host
+from hpc_dasgd.config.settings import ExchangeConfig, load_config
 from hpc_dasgd.errors import ConfigError, WindowError
+from hpc_dasgd.exchange import registry as exchanges
+from hpc_dasgd.training import setup
 from hpc_dasgd.window import gpu_memory
 from hpc_dasgd.window.memory import Transfer, WindowMemory
 from hpc_dasgd.window.publication import Word
+from tests.parallel.integer_updates import N_PARAMS, Updates
+from tests.parallel.late_device import FarArray, LateDevice
+from tests.parallel.test_exchange import held_by, make_read, small_blocks, step  # noqa: F401, the fixture is used
 
 MIRRORED = {
     "accumulate": ExchangeConfig(kind="accumulate"),
@@ -108,13 +108,13 @@ def test_windows_on_the_device_are_refused_where_a_probe_moves_nothing(comm, mon
 def test_windows_on_a_device_need_one_and_an_mpi_that_takes_its_memory(comm, monkeypatch):
     config = load_config({"data": {"path": "digits"}, "budget": {"seconds": 1}, "exchange": {"device_windows": True}})
     with pytest.raises(ConfigError, match=r"`exchange\.device_windows` = true needs a GPU, got cpu on rank 0"):
-        problem.choose_device(comm, config, None)
+        setup.choose_device(comm, config, None)
     monkeypatch.setattr(devices, "choose", lambda *_: LateDevice())
     if not gpu_memory.taken(comm):
         with pytest.raises(ConfigError, match=r"needs an MPI that says it takes GPU memory, got .*MPI"):
-            problem.choose_device(comm, config, None)
+            setup.choose_device(comm, config, None)
     monkeypatch.setattr(gpu_memory, "taken", lambda comm: True)
-    assert problem.choose_device(comm, config, None).name == "late"
+    assert setup.choose_device(comm, config, None).name == "late"
 
 
 @pytest.mark.parallel([1, 2])
@@ -155,7 +155,9 @@ class Under:
 
 @pytest.mark.parallel([2])
 def test_replicas_alone_stay_alone(comm):
-    exchange = exchanges.make(ExchangeConfig(kind="none"), comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice())
+    exchange = exchanges.make_exchange(
+        ExchangeConfig(kind="none"), comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice()
+    )
     for _ in range(20):
         step(exchange, Updates(comm.rank))
     exchange.settle()
@@ -168,7 +170,7 @@ def test_replicas_alone_stay_alone(comm):
 @pytest.mark.parametrize("every", [1, 3])
 def test_exchanges_of_host_memory_are_mirrored(comm, kind, every):
     device = LateDevice(seed=comm.rank)
-    exchange = exchanges.make(MIRRORED[kind], comm, np.arange(N_PARAMS, dtype="f4"), device=device)
+    exchange = exchanges.make_exchange(MIRRORED[kind], comm, np.arange(N_PARAMS, dtype="f4"), device=device)
     exchange.every = every
     updates = Updates(comm.rank)
     n_steps = 30  # the synchronous one ends with all ranks at once
@@ -189,7 +191,7 @@ def test_exchanges_of_host_memory_are_mirrored(comm, kind, every):
 @pytest.mark.parametrize("mixing", ["average", "push-sum"])
 def test_gossip_is_mirrored_too(comm, mixing):
     config = ExchangeConfig(kind="gossip", topology="ring", mixing=mixing)
-    exchange = exchanges.make(config, comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice(seed=comm.rank))
+    exchange = exchanges.make_exchange(config, comm, np.arange(N_PARAMS, dtype="f4"), device=LateDevice(seed=comm.rank))
 
     def towards_3(lo, hi, out):
         out[...] = 0.5 * (3.0 - exchange.parameters[lo:hi])

@@ -9,8 +9,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 import hpc_dasgd
-from hpc_dasgd import replay, report
-from hpc_dasgd.arrays import device
+from hpc_dasgd.analysis import replay
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.report import summary
 
 EXCHANGES = {
     "read": {},
@@ -23,7 +24,7 @@ EXCHANGES = {
 }
 
 
-class Elsewhere(device.Host):
+class Elsewhere(devices.Host):
     """Host memory that is reached by copies alone."""
 
     name, on_host = "elsewhere (PCI 0)", False
@@ -41,7 +42,7 @@ class Elsewhere(device.Host):
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch):
     monkeypatch.setattr(Elsewhere, "n_placed", 0)
-    monkeypatch.setattr(device, "choose", lambda kind, local_rank=0, tf32=False: Elsewhere())
+    monkeypatch.setattr(devices, "choose", lambda kind, local_rank=0, tf32=False: Elsewhere())
 
 
 def settings(**sections):
@@ -62,7 +63,7 @@ def test_it_trains_as_anywhere(comm, tmp_path, exchange):
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     run = hpc_dasgd.open_run(result.run)
     assert list(run.attributes["devices"]) == ["elsewhere (PCI 0)"] * comm.size
-    assert f"{run.attributes['hosts'][0]}, elsewhere (PCI 0)" in report.summary(run)
+    assert f"{run.attributes['hosts'][0]}, elsewhere (PCI 0)" in summary.summary(run)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
     assert result.gradients >= 600 and Elsewhere.n_placed > 0
     if exchange.get("kind") != "none":

@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from hpc_dasgd import doctor
+from hpc_dasgd.doctor import examination
 
 
 @pytest.mark.parallel([1, 2])
 def test_shared_memory_is_found_to_be_good(comm, tmp_path):
-    found = {each.check: each for each in doctor.examine(comm, tmp_path)}
+    found = {each.check: each for each in examination.examine(comm, tmp_path)}
     assert not [each for each in found.values() if each.status == "wrong"]
     assert found["launch"].detail.startswith(f"{comm.size} rank")
     assert (found["cores"].status == "ok") == (comm.size <= len(os.sched_getaffinity(0)))
@@ -17,7 +17,7 @@ def test_shared_memory_is_found_to_be_good(comm, tmp_path):
         assert "libmpi" in found["MPI library"].detail
         assert found["files"].status == "ok"
         assert list(tmp_path.iterdir()) == []
-        lines = doctor.text(list(found.values())).splitlines()
+        lines = examination.text(list(found.values())).splitlines()
         assert sum(line.startswith(("ok ", "slow ")) for line in lines) == len(found)
     if comm.rank == 0 and comm.size > 1:
         where = "other node" if os.environ.get("MPIR_CVAR_NOLOCAL") else "same node"
@@ -30,6 +30,6 @@ def test_shared_memory_is_found_to_be_good(comm, tmp_path):
 
 @pytest.mark.parallel([1])
 def test_a_place_without_room_is_wrong(comm, tmp_path):
-    (found,) = (each for each in doctor.examine(comm, tmp_path / "missing") if each.check == "files")
+    (found,) = (each for each in examination.examine(comm, tmp_path / "missing") if each.check == "files")
     assert found.status == "wrong"
     assert "No such file or directory" in found.detail

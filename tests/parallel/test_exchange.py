@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from integer_updates import N_PARAMS, Updates
 
-from hpc_dasgd import topology
-from hpc_dasgd.exchange.allreduce import AllreduceExchange
-from hpc_dasgd.exchange.none import NoExchange
-from hpc_dasgd.exchange.read import ReadExchange
+from hpc_dasgd.exchange.baselines.allreduce import AllreduceExchange
+from hpc_dasgd.exchange.baselines.none import NoExchange
+from hpc_dasgd.exchange.read.exchange import ReadExchange
 from hpc_dasgd.exchange.reader import DROPS_TO_STARVE, PUBLICATIONS_TO_RELAX
+from hpc_dasgd.overlay import topology
 from hpc_dasgd.window.memory import Transfer
 from hpc_dasgd.window.publication import N_WORDS, Word
+from tests.parallel.integer_updates import N_PARAMS, Updates
 
 SIZES = [1, 2, 4, 8]
 
@@ -394,7 +394,7 @@ def test_fewer_parameters_than_ranks(comm):
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("yields", [False, True])
 def test_allreduce_takes_the_mean_of_all_updates_in_step(comm, yields, monkeypatch):
-    monkeypatch.setattr("hpc_dasgd.launch.oversubscribed", lambda comm: yields)
+    monkeypatch.setattr("hpc_dasgd.runtime.collective.is_oversubscribed", lambda comm: yields)
     exchange = AllreduceExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
     updates = Updates(comm.rank)
     for done in range(1, 40):

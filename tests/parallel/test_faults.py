@@ -1,8 +1,8 @@
-"""A short form of ``jobs/faults``: one trial of each kind of fault."""
+"""A short form of ``jobs/benchmarks/faults``: one trial of each kind of fault."""
 
-import damage
 import pytest
-import trials
+
+from jobs.benchmarks.faults import damage, trials
 
 SEED = 1
 

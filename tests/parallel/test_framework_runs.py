@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd import analysis, replay
+from hpc_dasgd.analysis import replay
+from hpc_dasgd.analysis.run import export_parameters
 
 USERS_MODULE = """
 import hpc_dasgd
@@ -82,7 +83,7 @@ def test_a_torch_module_from_settings_learns_and_is_replayed(comm, start, tmp_pa
         assert replayed.differences == [] and replayed.agrees
         assert list(run.running_statistics) == ["2.running_mean", "2.running_var"]
         assert run.running_statistics["2.running_mean"].dtype == dtype
-        analysis.export(run, tmp_path / "all.npz")
+        export_parameters(run, tmp_path / "all.npz")
         with np.load(tmp_path / "all.npz") as arrays:
             assert arrays["1.weight"].shape == (16, 64) and arrays["2.running_var"].all()
             assert sorted(arrays) == sorted([*run.parameter_shapes, *run.running_statistics])

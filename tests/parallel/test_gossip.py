@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc_dasgd import topology
-from hpc_dasgd.exchange import mixing, push_sum
-from hpc_dasgd.exchange.gossip import AverageExchange, PushSumExchange
+from hpc_dasgd.exchange.gossip import mixing, running_sums
+from hpc_dasgd.exchange.gossip.average import AverageExchange
+from hpc_dasgd.exchange.gossip.push_sum import PushSumExchange
 from hpc_dasgd.exchange.reader import DROPS_TO_STARVE
+from hpc_dasgd.overlay import topology
 from hpc_dasgd.window.memory import Transfer
 from hpc_dasgd.window.publication import N_WORDS, Word
 
@@ -243,13 +244,13 @@ def test_a_rank_that_gets_nothing_back_keeps_some_weight(comm, graph):
     if comm.rank == 0:
         for _ in range(1000):
             push(exchange, 0.0)
-        assert push_sum.LEAST_WEIGHT / comm.size <= exchange.weight < push_sum.LEAST_WEIGHT
+        assert running_sums.LEAST_WEIGHT / comm.size <= exchange.weight < running_sums.LEAST_WEIGHT
         np.testing.assert_allclose(exchange.parameters, np.arange(N_PARAMS), rtol=1e-13)
     comm.Barrier()
     for _ in range(20 * comm.size):
         push(exchange, 0.0)
         comm.Barrier()
-    assert exchange.weight > push_sum.LEAST_WEIGHT / comm.size
+    assert exchange.weight > running_sums.LEAST_WEIGHT / comm.size
     exchange.settle()
     np.testing.assert_allclose(exchange.parameters, np.arange(N_PARAMS), rtol=1e-12)
     assert comm.allreduce(exchange.weight) == pytest.approx(comm.size, abs=1e-12)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from integer_updates import N_PARAMS, Updates
-from test_device_training import EXCHANGES, settings
-from test_exchange import OVERLAYS, held_by, make_read
 
 import hpc_dasgd
-from hpc_dasgd import replay
-from hpc_dasgd.arrays import device as devices
-from hpc_dasgd.exchange.read import ReadExchange
+from hpc_dasgd.analysis import replay
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.exchange.read.exchange import ReadExchange
+from tests.parallel.integer_updates import N_PARAMS, Updates
+from tests.parallel.test_device_training import EXCHANGES, settings
+from tests.parallel.test_exchange import OVERLAYS, held_by, make_read
 
 pytestmark = pytest.mark.gpu
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from integer_updates import N_PARAMS
-from integer_updates import Updates as IntegerUpdates
 
-from hpc_dasgd.exchange.accumulate import AccumulateExchange
-from hpc_dasgd.exchange.server import ServerExchange
+from hpc_dasgd.exchange.push.accumulate import AccumulateExchange
+from hpc_dasgd.exchange.push.server import ServerExchange
+from tests.parallel.integer_updates import N_PARAMS
+from tests.parallel.integer_updates import Updates as IntegerUpdates
 
 SIZES = [1, 2, 4]
 # Which rank serves, and whether it computes; None for no server.

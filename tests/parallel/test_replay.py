@@ -4,7 +4,7 @@ import h5py
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd import replay
+from hpc_dasgd.analysis import replay
 from hpc_dasgd.errors import ConfigError
 
 VARIANTS = {

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd import checkpoint, checkpointset, objectives
+from hpc_dasgd import objectives
+from hpc_dasgd.storage import checkpoint_file, checkpoint_selection
 
 N_PARAMS = 60
 EXCHANGES = {
@@ -142,7 +143,8 @@ def test_a_signal_to_one_rank_stops_all_with_their_checkpoints(comm, tmp_path):
         assert run.status == "stopped"
         assert run.final is None
         newest = [
-            max(map(checkpoint.look, files), key=lambda h: h.t_s) for files in checkpoint.paths(result.run).values()
+            max(map(checkpoint_file.read_header, files), key=lambda h: h.t_s)
+            for files in checkpoint_file.paths(result.run).values()
         ]
         assert [header.version for header in newest] == run.counts.tolist()
         assert run.counts.sum() == result.gradients
@@ -150,7 +152,7 @@ def test_a_signal_to_one_rank_stops_all_with_their_checkpoints(comm, tmp_path):
 
 
 def newest(run, rank):
-    return max(checkpoint.paths(run)[rank], key=lambda path: checkpoint.look(path).t_s)
+    return max(checkpoint_file.paths(run)[rank], key=lambda path: checkpoint_file.read_header(path).t_s)
 
 
 def flip_a_bit(path):
@@ -189,7 +191,7 @@ def test_a_bad_file_is_named_and_the_older_one_taken(train_on, comm, capfd, dama
 def test_without_a_good_checkpoint_of_every_rank_nothing_is_touched(train_on, comm):
     stopped = train_on(3, settings(150)).run
     if comm.rank == 0:
-        for path in checkpoint.paths(stopped)[2]:
+        for path in checkpoint_file.paths(stopped)[2]:
             flip_a_bit(path)
     comm.Barrier()
     before = {path: path.read_bytes() for path in sorted(stopped.rglob("*.h5"))}
@@ -270,7 +272,7 @@ def test_a_start_that_was_killed_before_its_first_step_is_begun_again(train_on, 
         run = hpc_dasgd.open_run(directory)
         assert [(each.number, each.attributes["parent"]) for each in run.generations] == [(0, -1), (1, 0)]
         assert run.counts.sum() == len(run.gradients) == result.gradients >= 150
-        for path in checkpoint.paths(directory)[0]:
+        for path in checkpoint_file.paths(directory)[0]:
             path.unlink()
     comm.Barrier()
     with pytest.raises(hpc_dasgd.ConfigError, match="of generation 1 there is none of rank 0"):
@@ -295,7 +297,7 @@ def test_a_finished_run_goes_on_from_where_it_ended(train_on, comm, exchange):
     )
     if comm.rank == 0:
         run_id = hpc_dasgd.open_run(first.run).attributes["run_id"]
-        saved = checkpointset.parameters(first.run, run_id)
+        saved = checkpoint_selection.parameters(first.run, run_id)
         np.testing.assert_allclose(saved, first.parameters, rtol=0, atol=1e-12)
     comm.Barrier()
     train_on(2, settings(250, exchange=EXCHANGES["complete"]), resume=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from integer_updates import N_PARAMS, Updates
 
 import hpc_dasgd
-from hpc_dasgd.exchange.survival import Process, started_ticks
+from hpc_dasgd.exchange.read.survival import Process, started_ticks
 from hpc_dasgd.window.board import Board
+from tests.parallel.integer_updates import N_PARAMS, Updates
 
 HERE = Path(__file__).parent
 DIGITS = HERE.parents[1] / "jobs" / "digits.toml"
@@ -44,7 +44,7 @@ def run_ranks(mpiexec, launcher, tmp_path):
     """Run `mortal_ranks`; returns what each rank wrote, by rank, the statuses of all, and standard error."""
 
     def run(n_ranks, **scenario):
-        arguments = [HERE / "mortal_ranks.py", tmp_path, json.dumps(scenario)]
+        arguments = ["-m", "tests.parallel.mortal_ranks", tmp_path, json.dumps(scenario)]
         done = mpiexec(n_ranks, *arguments, **launcher, timeout_s=90)
         found = {int(path.stem[5:]): json.loads(path.read_text()) for path in tmp_path.glob("rank_*.json")}
         return found, statuses(done), done.stderr
@@ -169,7 +169,7 @@ def test_a_training_run_without_rank_0_ends_well(mpiexec, launcher, tmp_path, to
 
 MORTAL = """
 import os, signal
-from hpc_dasgd import launch
+from hpc_dasgd.runtime import mpi
 from hpc_dasgd.objectives.mlp import mlp
 
 
@@ -178,7 +178,7 @@ def make(data, hidden):
     loss_and_gradient = objective.loss_and_gradient
 
     def mortal(parameters, batch, out):
-        if next(versions, None) is None and launch.started_rank() == 0:
+        if next(versions, None) is None and mpi.own_rank() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss_and_gradient(parameters, batch, out)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hpc_dasgd
-from hpc_dasgd.data import open_dataset
+from hpc_dasgd.data.dataset import open_dataset
 
 DIGITS = Path(__file__).parents[2] / "jobs" / "digits.toml"
 EXCHANGES = {

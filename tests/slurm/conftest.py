@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from cluster import Cluster, why_not
+
+from tests.slurm.cluster import Cluster, why_not
 
 MPIS = {"Open MPI": "openmpi", "Intel": "intel", "MPICH": "mpich"}
 

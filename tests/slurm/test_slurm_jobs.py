@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import OVER
 
 import hpc_dasgd
 from hpc_dasgd.errors import ConfigError
+from tests.slurm.cluster import OVER
 
 pytestmark = pytest.mark.timeout(300)
 N_RANKS = 4

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from hpc_dasgd.schema import rank_file
+from hpc_dasgd.storage.layout import rank_file
 
 # Row k holds k in every column but the times; says on standard output what it has appended.
 SCRIPT = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
-from hpc_dasgd.ranklog import RankLog
+from hpc_dasgd.storage.log_writer import RankLog
 
 with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
     for k in itertools.count():

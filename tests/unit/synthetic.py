@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hpc_dasgd.ranklog import RankLog
-from hpc_dasgd.runfile import complete_run, create_run
-from hpc_dasgd.schema import generation_directory
-from hpc_dasgd.staleness import measure
-from hpc_dasgd.versions import causal_order
+from hpc_dasgd.storage.layout import generation_directory
+from hpc_dasgd.storage.log_writer import RankLog
+from hpc_dasgd.storage.run_file import complete_run, create_run
+from hpc_dasgd.theory.staleness import measure
+from hpc_dasgd.theory.version_vectors import causal_order
 
 STEPSIZE = 0.1
 X0 = np.arange(6, dtype=np.float32)
