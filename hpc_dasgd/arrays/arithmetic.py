@@ -11,6 +11,17 @@ ALIGNMENT_BYTES = 64
 _WITH_OUT = ("numpy", "cupy")
 
 
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Return the quotient of two integers, rounded up.
+
+    Examples
+    --------
+    >>> ceil_div(7, 2), ceil_div(6, 2)
+    (4, 3)
+    """
+    return -(-numerator // denominator)
+
+
 def aligned_copy(array):
     """Return a copy of a NumPy array that begins at a multiple of 64 bytes, as JAX wants of what it does not copy."""
     memory = numpy.empty(array.nbytes + ALIGNMENT_BYTES, numpy.uint8)

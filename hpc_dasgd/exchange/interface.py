@@ -113,7 +113,8 @@ class Exchange(ABC):
     @property
     def contribution(self):
         """What a checkpoint of this rank has to hold, array of the device, shape (n_params,); not a copy, and to be
-        asked for between two steps."""
+        asked for between two steps.
+        """
         return self.parameters
 
     @property

@@ -145,7 +145,8 @@ class _Work:
 
     def differentiate_by_images(self, weight) -> None:
         """Fill `by_images`: the convolution of the gradient with the turned kernel, which is faster than adding
-        up what falls on a pixel from every window that holds it."""
+        up what falls on a pixel from every window that holds it.
+        """
         xp = namespace(weight)
         self._delta[...] = self._sums
         self._gather(self._delta_patches, self._padded_delta)

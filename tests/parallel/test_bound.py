@@ -7,7 +7,7 @@ import pytest
 
 import hpc_dasgd
 from hpc_dasgd.analysis import bound_report
-from hpc_dasgd.cli.main import main
+from hpc_dasgd.cli import main as cli
 
 L, SIGMA, DIMENSION = 2.0, 0.5, 20
 TERMS = ("start", "noise", "staleness")
@@ -32,7 +32,7 @@ def test_the_bounds_are_the_formulas_and_hold(comm, train, topology, capsys):
     directory = train(exchange={"topology": topology})
     if comm.rank:
         return
-    assert main.main(["bound", str(directory), "--json"]) == 0
+    assert cli.main(["bound", str(directory), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     staleness = hpc_dasgd.open_run(directory).staleness().as_dict()
     T, gamma = found["gradients"], found["stepsize"]
@@ -73,21 +73,21 @@ def test_what_is_given_counts(comm, train, capsys):
     directory = train(optimizer={"stepsize": 0.05, "kind": "momentum"})
     if comm.rank == 0:
         constants = [part for name in ("L=8", "sigma=3", "Q=4", "F_0=5") for part in ("--set", name)]
-        assert main.main(["bound", str(directory), "--json", *constants]) == 0
+        assert cli.main(["bound", str(directory), "--json", *constants]) == 0
         found = json.loads(capsys.readouterr().out)
         assert {name: known["value"] for name, known in found["constants"].items()} == {
             "L": 8, "sigma": 3, "Q": 4, "F_0": 5,
         }  # fmt: skip
         assert found["A"]["terms"]["noise"] == pytest.approx(2 * 8 * 0.05 * 9)
         assert any("`optimizer.kind` is momentum" in warning for warning in found["warnings"])
-        assert main.main(["bound", str(directory)]) == 0
+        assert cli.main(["bound", str(directory)]) == 0
         assert "warning: the bounds are for sgd" in capsys.readouterr().out
 
 
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("given", ["F_0=0", "L=0", "L=1e200"])
 def test_constants_without_a_bound_are_one_line(comm, train, capsys, given):
-    assert main.main(["bound", str(train()), "--set", given]) == 2
+    assert cli.main(["bound", str(train()), "--set", given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"`{given.partition('=')[0]}` must be positive and below 1e+30" in line
 
@@ -116,5 +116,5 @@ def test_constants_of_real_data_are_estimated(comm, train):
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("text", ["sigma=-1", "mu=1", "L", "Q=nan"])
 def test_a_constant_out_of_range_is_refused(comm, tmp_path, capsys, text):
-    assert main.main(["bound", str(tmp_path), "--set", text]) == 2
+    assert cli.main(["bound", str(tmp_path), "--set", text]) == 2
     assert f"must be L, sigma, Q or F_0 and a number of at least 0, got '{text}'" in capsys.readouterr().err
