@@ -61,7 +61,7 @@ class Recomputation:
         # What the objective is given, the same arrays every time.
         self._placed = self.parameters, self.gradient
         if not self._device.on_host:
-            self._placed = tuple(map(self._device.place, self._placed))
+            self._placed = tuple(map(self._device.to_device, self._placed))
         self.loss, self.held = math.nan, np.zeros(run.n_ranks, np.int64)
         self.differences: list[str] = []
         self._place, self._optimizers = 0, []
@@ -97,7 +97,7 @@ class Recomputation:
         """Take loss and gradient on the device; all else is done here, where it has the same bits."""
         parameters, gradient = self._placed
         if not self._device.on_host:
-            parameters[...] = self._device.place(self.parameters)
+            parameters[...] = self._device.to_device(self.parameters)
         self.loss = float(self._objective.loss_and_gradient(parameters, batch, gradient))
         if not self._device.on_host:
             self.gradient[...] = self._device.to_host(gradient)

@@ -1,24 +1,104 @@
-"""What a rank computes with: its processor, or a GPU of its node.
+"""Devices: what a rank computes with, its processor or a GPU of its node.
 
-`Host` and `gpu.Gpu` have the same attributes and methods. A *mark* stands for all that the device was told to compute
-before it was set, a *copy* for one copy between host and device; both have ``done()``, which never waits.
+`Host` and ``gpu.Gpu`` are the two kinds of `Device`. An *event* stands for all work that was given to the device before
+it was recorded, a *copy* for one transfer between host memory and the device; both are a `Completion`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from hpc_dasgd.arrays.arithmetic import ALIGNMENT_BYTES, aligned_copy
+from hpc_dasgd.arrays.types import AnyArray, Array, Bytes, DType, Namespace
 from hpc_dasgd.errors import ConfigError
 
 KINDS = ("cpu", "gpu", "auto")
 
 
-class Done:
-    """A mark or a copy that is through."""
+class Completion(Protocol):
+    """Work that may still be going on: an event of a device, or a copy."""
 
     def done(self) -> bool:
+        """Return whether the work is complete; never waits."""
+
+
+class Device(Protocol):
+    """What a rank computes with.
+
+    Attributes
+    ----------
+    xp : module
+        Array namespace of the device's arrays.
+    name : str
+        Processor or model of the GPU, as files and reports show it.
+    on_host : bool
+        Whether its arrays are NumPy arrays in host memory.
+    piece_bytes : int or None
+        Size of the pieces in which other ranks' memory is read, so that the device can be polled between two of
+        them; None to read all at once.
+    pageable_bytes : int
+        Size of the host memory that `register` could not page-lock.
+    """
+
+    xp: Namespace
+    name: str
+    on_host: bool
+    piece_bytes: int | None
+    pageable_bytes: int
+
+    def to_device(self, array: AnyArray) -> Array:
+        """Return a copy of a NumPy array on the device, aligned to 64 bytes.
+
+        `array` must not change while it is copied, which may take longer than this call where it is page-locked.
+        """
+
+    def zeros(self, size: int, dtype: DType) -> Array:
+        """Return a vector of zeros on the device. Waits until they are stored: MPI and copies may use it at once."""
+
+    def to_host(self, array: Array) -> AnyArray:
+        """Return an array of the device in host memory; not a copy where it already is there."""
+
+    def host_zeros(self, n_bytes: int) -> Bytes:
+        """Return zeroed host memory, aligned to 64 bytes, page-locked where the device copies from it."""
+
+    def register(self, memory: Bytes) -> bool:
+        """Page-lock host memory that something else allocated. Returns True if that succeeded."""
+
+    def unregister(self, memory: Bytes) -> None:
+        """Undo `register`, before the memory is freed."""
+
+    def record_event(self) -> Completion:
+        """Return an event that is done when all work given to the device so far is done."""
+
+    def wait(self) -> None:
+        """Wait until all work given to the device so far is done."""
+
+    def upload(self, source: AnyArray, out: Array, after: Completion) -> Completion:
+        """Start to copy `source`, in host memory, into `out` once `after` is done; both belong to the copy until then.
+
+        `after` must be an event of this device.
+        """
+
+    def download(self, source: Array, out: AnyArray, after: Completion) -> Completion:
+        """Start to copy `source` into `out`, in host memory, once `after` is done; both belong to the copy until then.
+
+        `after` must be an event of this device.
+        """
+
+    def poll_until_done(self, work: Callable[[], None]) -> None:
+        """Call `work` again and again, at least once, while the device computes what it was given.
+
+        A processor computes before it returns: there `work` is never called.
+        """
+
+
+class Done:
+    """An event or a copy that is complete."""
+
+    def done(self) -> bool:
+        """Return True."""
         return True
 
 
@@ -42,7 +122,7 @@ class Host:
     piece_bytes = None
     pageable_bytes = 0
 
-    def place(self, array: np.ndarray):
+    def to_device(self, array: np.ndarray):
         """Return a copy of `array` on the device, beginning at a multiple of 64 bytes.
 
         `array` may not change while it is copied, which may take longer than this where it is page-locked.
@@ -70,7 +150,7 @@ class Host:
     def unregister(self, memory: np.ndarray) -> None:
         """Take back what `register` did, before the memory is given back."""
 
-    def mark(self):
+    def record_event(self):
         """Set a mark."""
         return Done()
 
@@ -87,7 +167,7 @@ class Host:
         out[...] = source
         return Done()
 
-    def meanwhile(self, work: Callable[[], None]) -> None:
+    def poll_until_done(self, work: Callable[[], None]) -> None:
         """Call `work` again and again, at least once, while the device computes what it was told. Here, never."""
 
 

@@ -73,7 +73,7 @@ class Gpu:
         self._up, self._down = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         add_up([self.zeros(1, np.float32)] * 2, self.zeros(1, np.float32))  # a CuPy that is not whole fails here
 
-    def place(self, array: np.ndarray):
+    def to_device(self, array: np.ndarray):
         placed = cupy.array(array)
         if array.nbytes > _LARGE_BYTES:  # by way of page-locked memory, which CuPy would keep
             cupy.get_default_pinned_memory_pool().free_all_blocks()
@@ -105,7 +105,7 @@ class Gpu:
     def unregister(self, memory: np.ndarray) -> None:
         runtime.hostUnregister(memory.ctypes.data)
 
-    def mark(self) -> Event:
+    def record_event(self) -> Event:
         return Event(self._compute)
 
     def wait(self) -> None:
@@ -123,11 +123,11 @@ class Gpu:
         runtime.memcpyAsync(*addresses, out.nbytes, runtime.memcpyDeviceToHost, self._down.ptr)
         return Event(self._down, (source, out))
 
-    def meanwhile(self, work: Callable[[], None]) -> None:
-        mark = self.mark()
+    def poll_until_done(self, work: Callable[[], None]) -> None:
+        event = self.record_event()
         while True:
             work()
-            if mark.done():
+            if event.done():
                 break
             os.sched_yield()  # there may be more ranks than cores
 

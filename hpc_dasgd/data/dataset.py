@@ -226,7 +226,7 @@ class Split:
         """Return these examples with what is held in memory held by `device`, where rows are then drawn."""
         other = copy(self)
         other._x, other._y = (
-            device.place(column) if isinstance(column, np.ndarray) else column for column in (self._x, self._y)
+            device.to_device(column) if isinstance(column, np.ndarray) else column for column in (self._x, self._y)
         )
         return other
 

@@ -85,7 +85,7 @@ class Exchange(ABC):
     def __init__(self, comm, x0: np.ndarray, every: int = 1, device=None):
         self.comm = comm
         self.device = device or Host()
-        self.parameters = self.device.place(x0)
+        self.parameters = self.device.to_device(x0)
         self.versions = np.zeros(comm.size, np.int64)
         self.stopping = False
         self.every = every
@@ -153,7 +153,7 @@ class Exchange(ABC):
     def _show(self, mine: np.ndarray) -> None:
         """Make the replica `mine`, which stands in host memory, perhaps the replica's own."""
         if not self.device.on_host:
-            self.parameters[...] = self.device.place(mine)
+            self.parameters[...] = self.device.to_device(mine)
 
     def _take_from(self, root: int) -> float:
         """Give every rank `root`'s replica, by blocks: memory may be short. Collective.

@@ -26,7 +26,7 @@ class MirroredExchange:
     def __init__(self, inner: Exchange, device):
         self._inner, self.device = inner, device
         size, dtype = inner.parameters.size, inner.parameters.dtype
-        self.parameters = device.place(inner.parameters)
+        self.parameters = device.to_device(inner.parameters)
         self._scaled, self._update = device.zeros(size, dtype), device.host_zeros(size * dtype.itemsize).view(dtype)
         self._registered = device.register(inner.parameters)
 
@@ -49,7 +49,7 @@ class MirroredExchange:
     def push(self, update: Update) -> None:
         """Copy an own update to the host, and have `inner` make it."""
         update(0, self._scaled.size, self._scaled)
-        copy = self.device.download(self._scaled, self._update, after=self.device.mark())
+        copy = self.device.download(self._scaled, self._update, after=self.device.record_event())
         while not copy.done():
             pass
 
@@ -71,6 +71,6 @@ class MirroredExchange:
         self._inner.free()
 
     def _show(self) -> None:
-        copy = self.device.upload(self._inner.parameters, self.parameters, after=self.device.mark())
+        copy = self.device.upload(self._inner.parameters, self.parameters, after=self.device.record_event())
         while not copy.done():
             pass

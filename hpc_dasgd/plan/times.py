@@ -107,7 +107,7 @@ def times_from_config(config: Config, compute_ms: float | None = None, n_params:
         computer = devices.choose(config.device.kind, tf32=config.device.tf32)
         data = data and data.on(computer)
         sampler = Sampler(config.seed, 0, None if data is None else data.train, config.data.batch_size)
-        parameters, gradient = computer.place(x0), computer.zeros(x0.size, x0.dtype)
+        parameters, gradient = computer.to_device(x0), computer.zeros(x0.size, x0.dtype)
         versions = iter(range(1 << 62))
         compute_s = _measure(
             lambda: float(objective.loss_and_gradient(parameters, sampler.batch(next(versions)), gradient))

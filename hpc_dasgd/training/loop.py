@@ -232,7 +232,7 @@ def _train(comm, signals: Signals, config, objective, data, overrides, run, resu
             begun_s = clock.now()
             batch = sampler.batch(first_version + version)
             loss = objective.loss_and_gradient(replicas.parameters, batch, gradient)
-            device.meanwhile(replicas.read_on)
+            device.poll_until_done(replicas.read_on)
             loss = float(loss)
             if delays_s is not None:
                 time.sleep(next(delays_s))

@@ -134,7 +134,7 @@ def _probe_staleness(comm, config: Config, device, objective, batches, x0, delay
             versions.append(replicas.versions.copy())
             starts.append(clock.now())
             loss = objective.loss_and_gradient(replicas.parameters, batches.batch(replicas.made), gradient)
-            device.meanwhile(replicas.read_on)
+            device.poll_until_done(replicas.read_on)
             float(loss)
             if delays_s is not None:
                 time.sleep(next(delays_s))

@@ -56,7 +56,7 @@ class LateDevice:
         self._rng, self._most_polls, self.piece_bytes = np.random.default_rng(seed), most_polls, piece_bytes
         self.n_registered = self.n_uploads = self.n_downloads = 0
 
-    def place(self, array):
+    def to_device(self, array):
         return np.array(array).view(FarArray)
 
     def zeros(self, size, dtype):
@@ -76,7 +76,7 @@ class LateDevice:
         assert memory is not None
         self.n_registered -= 1
 
-    def mark(self):
+    def record_event(self):
         return Told()
 
     def wait(self):
@@ -92,7 +92,7 @@ class LateDevice:
         self.n_downloads += 1
         return self._copy(source, out)
 
-    def meanwhile(self, work):
+    def poll_until_done(self, work):
         for _ in range(int(self._rng.integers(0, 4))):
             work()
 

@@ -44,7 +44,7 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, consistency, every
         if consistency == "snapshot":
             check_held(exchange)
         before = exchange.parameters.copy()
-        device.meanwhile(exchange.read_on)
+        device.poll_until_done(exchange.read_on)
         np.testing.assert_array_equal(exchange.parameters, before)  # a gradient is being computed there
         exchange.push(updates[exchange.made])
         if consistency == "snapshot":
@@ -83,7 +83,7 @@ def test_so_it_is_with_windows_on_the_device(comm, overlay, consistency):
     updates = Updates(comm.rank)
     for _ in range(60):
         exchange.pull()
-        device.meanwhile(exchange.read_on)
+        device.poll_until_done(exchange.read_on)
         exchange.push(updates[exchange.made])
         if consistency == "snapshot":
             check_held(exchange)
@@ -176,7 +176,7 @@ def test_exchanges_of_host_memory_are_mirrored(comm, kind, every):
     n_steps = 30  # the synchronous one ends with all ranks at once
     for _ in range(n_steps):
         exchange.pull()
-        device.meanwhile(exchange.read_on)
+        device.poll_until_done(exchange.read_on)
         exchange.push(updates[exchange.made])
     exchange.settle()
     assert exchange.versions.tolist() == [n_steps] * comm.size and isinstance(exchange.parameters, FarArray)

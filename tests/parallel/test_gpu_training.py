@@ -26,14 +26,14 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, every):
         def place(lo, hi, out):
             here = np.empty(hi - lo, "f4")
             update(lo, hi, here)
-            out[...] = device.place(here)
+            out[...] = device.to_device(here)
 
         return place
 
     for _ in range(200):
         exchange.pull()
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
-        device.meanwhile(exchange.read_on)
+        device.poll_until_done(exchange.read_on)
         exchange.push(placed(updates[exchange.made]))
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
     settled = exchange.settle()
@@ -56,7 +56,7 @@ def test_so_it_is_while_the_gpu_is_busy(comm, overlay):
         assert exchange.parameters.min() == exchange.parameters.max() == 7 + exchange.versions.sum()
         for _ in range(20):
             busy = busy @ busy * 0
-        device.meanwhile(exchange.read_on)
+        device.poll_until_done(exchange.read_on)
         exchange.push(lambda lo, hi, out: out.fill(1.0))
     exchange.settle()
     assert exchange.parameters.min() == exchange.parameters.max() == 7 + 30 * comm.size

@@ -79,7 +79,7 @@ class DeviceStore:
             Outlet(channel, self._device, None if self._direct else self._new()) for channel in window.channels
         ]
         self._spares: list[SplitSlot] = []
-        self._mark = self._device.mark()  # what was seen is not used any more by what was told before
+        self._mark = self._device.record_event()  # what was seen is not used any more by what was told before
 
     def new_seen(self) -> SplitSlot:
         return SplitSlot(np.zeros(self._n_versions, np.int64), self._new())
@@ -99,7 +99,7 @@ class DeviceStore:
 
     def sum_replica(self, neighbours: Sequence[Neighbour]) -> None:
         sum_replica(self.own, [other.seen.payload for other in neighbours], self._exchange.parameters)
-        self._mark = self._device.mark()
+        self._mark = self._device.record_event()
 
     def publish(
         self, due: list[bool], version: int, neighbours: Sequence[Neighbour], update=None, mends: bool = False
@@ -109,7 +109,7 @@ class DeviceStore:
         due = [now and not (waits or outlet.busy) for now, outlet in zip(due, outlets, strict=True)]
         payloads = [outlet.begin() if now else None for outlet, now in zip(outlets, due, strict=True)]
         self._store(payloads, neighbours, update, mends)
-        self._mark = self._device.mark()
+        self._mark = self._device.record_event()
         seen = [other.seen.versions for other in neighbours]
         for number, (outlet, now) in enumerate(zip(outlets, due, strict=True)):
             if now:

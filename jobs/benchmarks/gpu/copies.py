@@ -38,7 +38,7 @@ def compare(device, memory: np.ndarray) -> list[dict]:
     """Rows of the table for as many bytes as `memory`, of a window, has."""
     registered = device.register(memory)
     pattern = np.random.default_rng(0).random(memory.nbytes // 4, np.float32)
-    there = device.place(pattern)
+    there = device.to_device(pattern)
     host = {"window": memory.view(np.float32), "limit": device.host_zeros(memory.nbytes).view(np.float32)}
     steps, wrong = {}, {"download": False, "upload": False}
     for place, values in host.items():
@@ -49,7 +49,7 @@ def compare(device, memory: np.ndarray) -> list[dict]:
         values[:] = pattern[::-1]
         steps[place, "upload"]()
         wrong["upload"] |= not np.array_equal(device.to_host(there), pattern[::-1])
-        there = device.place(pattern)
+        there = device.to_device(pattern)
     samples = rounds.alternate(steps, lambda: None, ROUND_S, N_ROUNDS)
     if registered:
         device.unregister(memory)
@@ -63,7 +63,7 @@ def compare(device, memory: np.ndarray) -> list[dict]:
 
 def copy(device, begin, source, out) -> None:
     """Copy, and wait until that is done."""
-    transfer = begin(source, out, after=device.mark())
+    transfer = begin(source, out, after=device.record_event())
     while not transfer.done():
         pass
 

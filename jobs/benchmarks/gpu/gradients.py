@@ -91,7 +91,7 @@ def first_step(contender, problem, device, precision: str) -> tuple[dict, Callab
 
 def wait_for(device) -> None:
     """Wait for all that the device was told to compute, by whatever library."""
-    mark = device.mark()
+    mark = device.record_event()
     while not mark.done():
         pass
 
@@ -101,8 +101,8 @@ class Own:
 
     def __init__(self, problem, device, tf32):
         self._objective, self._device = problem.objective, device
-        self._parameters = device.place(problem.parameters)
-        self._batch = Batch(device.place(problem.batch.x), device.place(problem.batch.y))
+        self._parameters = device.to_device(problem.parameters)
+        self._batch = Batch(device.to_device(problem.batch.x), device.to_device(problem.batch.y))
         self._out = device.zeros(problem.parameters.size, np.float32)
 
     def step(self):
@@ -148,8 +148,8 @@ class FromTorch:
 
         self._module, batch = problem.torch_module(), problem.torch_batch()
         self._objective = objectives.from_torch(self._module, torch.nn.functional.cross_entropy)
-        self._parameters = device.place(self._objective.initial(None).astype(np.float32))
-        self._batch = Batch(device.place(batch.x), device.place(batch.y))
+        self._parameters = device.to_device(self._objective.initial(None).astype(np.float32))
+        self._batch = Batch(device.to_device(batch.x), device.to_device(batch.y))
         self._out = device.zeros(problem.parameters.size, np.float32)
 
     def step(self):

@@ -132,10 +132,10 @@ def exchange_s(comm, device, n_params: int) -> float:
     for _ in range(1 + N_EXCHANGES):
         comm.Barrier()
         begun_s = time.perf_counter()
-        wait(device.download(published, window.memory.view(np.float32), after=device.mark()))
+        wait(device.download(published, window.memory.view(np.float32), after=device.record_event()))
         for other in others:
             wait(window.read(other, 0, buffer))
-            wait(device.upload(buffer.view(np.float32), seen, after=device.mark()))
+            wait(device.upload(buffer.view(np.float32), seen, after=device.record_event()))
         times.append(time.perf_counter() - begun_s)
     comm.Barrier()
     if registered:

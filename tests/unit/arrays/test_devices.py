@@ -66,17 +66,17 @@ def test_an_unknown_kind_is_named(kind):
 def test_on_the_processor_all_is_done_at_once():
     host = devices.Host()
     source = np.arange(5.0)
-    placed = host.place(source)
+    placed = host.to_device(source)
     assert placed is not source and placed.tolist() == source.tolist()
     assert host.to_host(placed) is placed
     memory = host.host_zeros(100)
     assert memory.dtype == np.uint8 and memory.size == 100 and memory.ctypes.data % 64 == 0 and not memory.any()
     out = host.zeros(5, np.float64)
-    assert host.upload(source, out, after=host.mark()).done() and out.tolist() == source.tolist()
-    assert host.download(out * 2, source, after=host.mark()).done() and source.tolist() == [0, 2, 4, 6, 8]
+    assert host.upload(source, out, after=host.record_event()).done() and out.tolist() == source.tolist()
+    assert host.download(out * 2, source, after=host.record_event()).done() and source.tolist() == [0, 2, 4, 6, 8]
     assert host.register(memory)
     host.unregister(memory)
-    host.meanwhile(lambda: pytest.fail("nothing is computed meanwhile"))
+    host.poll_until_done(lambda: pytest.fail("nothing is computed meanwhile"))
 
 
 @pytest.mark.parametrize("n_terms", [1, 2, 5])

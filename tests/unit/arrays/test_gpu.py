@@ -68,18 +68,18 @@ def test_terms_are_added_up_with_the_bits_of_numpy(gpu, dtype, n_terms):
     terms = [rng.standard_normal(10_001).astype(dtype) for _ in range(n_terms)]
     expected, out = np.empty_like(terms[0]), gpu.zeros(10_001, dtype)
     arithmetic.add_up(terms, expected)
-    arithmetic.add_up([gpu.place(term) for term in terms], out)
+    arithmetic.add_up([gpu.to_device(term) for term in terms], out)
     assert gpu.to_host(out).tobytes() == expected.tobytes()
-    first = gpu.place(terms[0])
-    arithmetic.add_up([first, *(gpu.place(term) for term in terms[1:])], first)
+    first = gpu.to_device(terms[0])
+    arithmetic.add_up([first, *(gpu.to_device(term) for term in terms[1:])], first)
     assert gpu.to_host(first).tobytes() == expected.tobytes()
 
 
 def test_a_maximum_is_split_with_the_bits_of_numpy(gpu):
     rng = np.random.default_rng(2)
     pairs, delta = rng.integers(-2, 3, (40, 50)).astype("f4"), rng.standard_normal((40, 25)).astype("f4")
-    placed = gpu.place(pairs)
-    arithmetic.split_maximum(gpu.place(delta), placed[:, ::2], placed[:, 1::2])
+    placed = gpu.to_device(pairs)
+    arithmetic.split_maximum(gpu.to_device(delta), placed[:, ::2], placed[:, 1::2])
     arithmetic.split_maximum(delta, pairs[:, ::2], pairs[:, 1::2])
     assert gpu.to_host(placed).tobytes() == pairs.tobytes()
 
@@ -90,11 +90,11 @@ def test_copies_come_behind_what_was_computed_before_their_mark(gpu):
     source, out = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4")
     for _ in range(200):
         source += 1
-    copy = gpu.download(source, out, after=gpu.mark())
+    copy = gpu.download(source, out, after=gpu.record_event())
     wait(copy)
     assert out.min() == out.max() == 200
     back = gpu.zeros(n, "f4")
-    wait(gpu.upload(out, back, after=gpu.mark()))
+    wait(gpu.upload(out, back, after=gpu.record_event()))
     assert float(back.min()) == float(back.max()) == 200
 
 
@@ -103,21 +103,21 @@ def test_copies_go_on_beside_the_computing(gpu):
     n = 1 << 22
     a = gpu.xp.ones((4096, 4096), "f4")
     a @ a
-    source, out, mark = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4"), gpu.mark()
+    source, out, mark = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4"), gpu.record_event()
     for _ in range(200):
         a = a @ a * 0
-    work = gpu.mark()
+    work = gpu.record_event()
     wait(gpu.download(source, out, after=mark))
     assert not work.done()
     turns = []
-    gpu.meanwhile(lambda: turns.append(1))
+    gpu.poll_until_done(lambda: turns.append(1))
     assert work.done() and turns
 
 
 def test_memory_of_others_is_registered_and_given_back(gpu):
     memory = np.zeros(1 << 20, np.uint8)
     assert gpu.register(memory)
-    wait(gpu.upload(memory, gpu.xp.ones(1 << 20, "u1"), after=gpu.mark()))
+    wait(gpu.upload(memory, gpu.xp.ones(1 << 20, "u1"), after=gpu.record_event()))
     gpu.unregister(memory)
     assert gpu.register(memory)
     assert not gpu.register(memory) and gpu.pageable_bytes == memory.nbytes  # CUDA does that once
@@ -132,9 +132,9 @@ def test_gradients_are_those_of_the_processor(gpu, name, dtype, tolerance):
     expected = np.empty_like(parameters)
     loss = objective.loss_and_gradient(parameters, batch, expected)
     objective, _, _ = problem(name)
-    placed, out = gpu.place(parameters.astype(dtype)), gpu.zeros(parameters.size, dtype)
-    for x in (batch.x, batch.x.astype(dtype), gpu.place(batch.x.astype(dtype))):
-        y = batch.y if isinstance(x, np.ndarray) else gpu.place(batch.y)
+    placed, out = gpu.to_device(parameters.astype(dtype)), gpu.zeros(parameters.size, dtype)
+    for x in (batch.x, batch.x.astype(dtype), gpu.to_device(batch.x.astype(dtype))):
+        y = batch.y if isinstance(x, np.ndarray) else gpu.to_device(batch.y)
         out.fill(math.nan)
         found = objective.loss_and_gradient(placed, Batch(x, y, batch.source), out)
         assert float(found) == pytest.approx(loss, rel=tolerance)
@@ -153,7 +153,7 @@ def test_updates_have_the_bits_of_numpy(gpu, kind):
         gradient = rng.standard_normal(1000).astype("f4")
         expected, out = np.empty(1000, "f4"), gpu.zeros(1000, "f4")
         here.update(gradient, 0.1)(0, 1000, expected)
-        there.update(gpu.place(gradient), 0.1)(0, 1000, out)
+        there.update(gpu.to_device(gradient), 0.1)(0, 1000, out)
         assert gpu.to_host(out).tobytes() == expected.tobytes()
 
 
@@ -167,7 +167,7 @@ def test_rows_are_drawn_on_the_device(gpu):
 
 def test_checkpoints_hold_what_is_on_the_device(gpu, tmp_path):
     writer = CheckpointWriter(tmp_path, 1.0, 2, 0, warn=pytest.fail)
-    state = RankState(np.zeros(1, np.int64), gpu.place(np.arange(5.0)), {"velocity": gpu.place(np.ones(5)), "step": 3})
+    state = RankState(np.zeros(1, np.int64), gpu.to_device(np.arange(5.0)), {"velocity": gpu.to_device(np.ones(5)), "step": 3})
     copied = writer._copied(state)
     assert isinstance(copied.contribution, np.ndarray) and copied.contribution.tolist() == [0, 1, 2, 3, 4]
     assert copied.optimizer_state["velocity"].tolist() == [1] * 5 and copied.optimizer_state["step"] == 3
@@ -187,7 +187,7 @@ def test_a_module_of_pytorch_has_views_of_the_device(gpu):
     start = objective.initial(rng).astype("f4")
     expected = np.empty_like(start)
     loss = objective.loss_and_gradient(start, batch, expected)
-    placed, out = gpu.place(start), gpu.zeros(start.size, "f4")
+    placed, out = gpu.to_device(start), gpu.zeros(start.size, "f4")
     found = objective.loss_and_gradient(placed, batch, out)
     assert float(found) == pytest.approx(loss, rel=1e-4)
     np.testing.assert_allclose(gpu.to_host(out), expected, rtol=1e-3, atol=1e-5)
@@ -209,7 +209,7 @@ def test_a_function_of_jax_takes_arrays_of_the_device(gpu):
     rng = np.random.default_rng(0)
     objective = from_jax(loss_fn, {"w": np.ones((4, 1))})
     batch = Batch(rng.standard_normal((8, 4)).astype("f4"), rng.standard_normal((8, 1)).astype("f4"), (0, 0, 0))
-    placed, out = gpu.place(np.ones(4, "f4")), gpu.zeros(4, "f4")
+    placed, out = gpu.to_device(np.ones(4, "f4")), gpu.zeros(4, "f4")
     loss = objective.loss_and_gradient(placed, batch, out)
     residual = batch.x @ np.ones((4, 1)) - batch.y
     assert float(loss) == pytest.approx(float((residual**2).mean()), rel=1e-3)
