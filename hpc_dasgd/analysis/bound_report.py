@@ -8,7 +8,7 @@ import numpy as np
 
 from hpc_dasgd.analysis import replay
 from hpc_dasgd.analysis.run import Run
-from hpc_dasgd.config.settings import KNOWN_STALENESS
+from hpc_dasgd.config.exchange_traits import traits_of
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.theory.bounds import Bound, Constants, Delays, paper_rates
 from hpc_dasgd.theory.choice import CONSTANTS, both_bounds, constant_values, lowest_bound
@@ -246,7 +246,7 @@ def _warnings(run: Run) -> list[str]:
             f"the bounds are for a constant stepsize, and `optimizer.schedule` is {config.optimizer.schedule}; "
             "they are taken at its mean"
         )
-    if config.exchange.kind not in KNOWN_STALENESS:
+    if not traits_of(config.exchange.kind).whole_updates:
         warnings.append(
             f"the bounds are for replicas that hold whole updates, and `exchange.kind` is {config.exchange.kind}"
         )

@@ -8,6 +8,7 @@ import numpy as np
 
 from hpc_dasgd.analysis.run import Run
 from hpc_dasgd.arrays import devices
+from hpc_dasgd.config.exchange_traits import kinds_with, traits_of
 from hpc_dasgd.data.batches import Sampler
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.optim import optimizers
@@ -238,10 +239,13 @@ def _check(run: Run, objective) -> None:
 
 def _exchange_reasons(generation: Generation) -> Iterator[str]:
     exchange = generation.config.exchange
-    if exchange.kind != "read":
-        yield f"`exchange.kind` is {exchange.kind}, and only a replica of read is a function of its versions"
-    elif exchange.consistency != "snapshot":
-        yield "`exchange.consistency` is elementwise: a read may have mixed versions"
+    traits = traits_of(exchange.kind)
+    if not traits.replayable:
+        able = ", ".join(kinds_with("replayable"))
+        yield f"`exchange.kind` is {exchange.kind}, and only a replica of {able} is a function of its version vector"
+    for name, value in traits.replay_requires:
+        if getattr(exchange, name) != value:
+            yield f"`exchange.{name}` is {getattr(exchange, name)}, and a replay needs {value}"
     if died := generation.attributes.get("died"):
         yield f"ranks {died} died, and what others read of them may not be in their logs"
     if exchange.topology != "complete" and "nodes" not in generation.attributes:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd import objectives
+from hpc_dasgd.config.exchange_traits import traits_in
 from hpc_dasgd.config.settings import Config
 from hpc_dasgd.data.dataset import Dataset, open_dataset
 from hpc_dasgd.errors import ConfigError
@@ -403,18 +404,6 @@ def _warnings_of(attributes: dict) -> list[str]:
     if attributes.get("died"):
         ranks = ", ".join(map(str, attributes["died"]))
         warnings.append(f"ranks {ranks} died and the others went on: the last gradients of those may be missing")
-    if exchange.get("kind") == "none":
-        warnings.append("`exchange.kind` is none: staleness between independent models means nothing")
-    if exchange.get("kind") == "read" and exchange.get("consistency") == "elementwise":
-        warnings.append(
-            "`exchange.consistency` is elementwise: staleness is exact only to within the two counts "
-            "between which a contribution was read"
-        )
-    if exchange.get("kind") in ("accumulate", "server"):
-        warnings.append(
-            f"`exchange.kind` is {exchange['kind']}: a replica may hold more than its version vector says, "
-            "so that staleness is never too low"
-        )
-    if exchange.get("kind") == "gossip":
-        warnings.append("`exchange.kind` is gossip: a version vector counts updates of which a replica holds a share")
+    traits = traits_in(exchange)
+    warnings += [f"`exchange.kind` is {traits.kind}: {remark}" for remark in traits.remarks_on(exchange)]
     return warnings

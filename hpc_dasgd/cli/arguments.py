@@ -263,10 +263,11 @@ def _positive(kind: type):
 
 def _train_details() -> str:
     from hpc_dasgd import objectives
-    from hpc_dasgd.config.settings import settings_help
+    from hpc_dasgd.config.settings import exchanges_help, settings_help
 
     kinds = "\n".join(f"  {kind}: {text}" for kind, text in objectives.describe().items())
     return (
         f"\nsettings (key, default, meaning):\n{settings_help()}\n"
+        f"\nexchanges:\n{exchanges_help()}\n"
         f"\nobjectives, and the keys that [objective] takes for each:\n{kinds}\n"
     )

@@ -2,29 +2,42 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from hpc_dasgd.config.exchange_traits import all_traits
 from hpc_dasgd.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a setting may be: `text` completes "must be ...", `accepts` decides."""
+    """Rule for the value of a setting.
 
-    text: str
+    Attributes
+    ----------
+    text : str or callable
+        Completes "must be ..."; a function without arguments if the text can change.
+    accepts : callable
+        Returns True for a value that the rule allows.
+    """
+
+    text: str | Callable[[], str]
     accepts: Callable[[Any], bool]
 
     def check(self, key: str, value):
         """Return `value`; `ConfigError` names `key` where the rule does not accept it."""
         if not self.accepts(value):
-            raise ConfigError(f"`{key}` must be {self.text}, got {value!r}")
+            text = self.text if isinstance(self.text, str) else self.text()
+            raise ConfigError(f"`{key}` must be {text}, got {value!r}")
         return value
+
+
+def _quoted(choices: Iterable[str]) -> str:
+    return "one of " + ", ".join(f'"{choice}"' for choice in choices)
 
 
 def one_of(*choices: str) -> Rule:
     """The rule of a word among `choices`."""
-    text = "one of " + ", ".join(f'"{choice}"' for choice in choices)
-    return Rule(text, lambda value: isinstance(value, str) and value in choices)
+    return Rule(_quoted(choices), lambda value: isinstance(value, str) and value in choices)
 
 
 def _is_number(value) -> bool:
@@ -83,3 +96,12 @@ RANK = Rule("a rank (an integer of at least 0)", lambda value: _is_integer(value
 RANKS = Rule("a list of ranks (integers of at least 0)", _is_ranks)
 VERSIONS = Rule('"full", "none" or "every N" with a positive integer N', _is_versions)
 OPTION = Rule("a string, a number, a boolean, or a list or table of these", _is_option)
+
+
+def _exchange_kinds() -> list[str]:
+    return [traits.kind for traits in all_traits()]
+
+
+EXCHANGE_KIND = Rule(
+    lambda: _quoted(_exchange_kinds()), lambda value: isinstance(value, str) and value in _exchange_kinds()
+)

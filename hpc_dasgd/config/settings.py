@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_dasgd.config.exchange_traits import all_traits, kinds_with, traits_of
 from hpc_dasgd.config.rules import (
     BOOLEAN,
+    EXCHANGE_KIND,
     FILE_NAME,
     FRACTION,
     NOT_NEGATIVE,
@@ -77,9 +79,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeConfig:
-    kind: str = _setting(
-        "read", one_of("read", "accumulate", "gossip", "server", "allreduce", "none"), "how updates travel"
-    )
+    kind: str = _setting("read", EXCHANGE_KIND, "how updates travel, see below")
     topology: str = _setting(
         "complete",
         one_of("complete", "tree", "ring", "torus", "exponential", "random-regular", "star"),
@@ -99,18 +99,6 @@ class ExchangeConfig:
     device_windows: bool = _setting(False, BOOLEAN, "read: windows in GPU memory, where the MPI takes such memory")
     server_rank: int = _setting(0, RANK, "server: the rank that holds the model")
     server_computes: bool = _setting(True, BOOLEAN, "server: whether that rank takes gradients too")
-
-
-# Which topologies an exchange can use; the others use none.
-TOPOLOGIES = {
-    "read": ("complete", "tree", "ring", "star"),
-    "accumulate": ("complete",),
-    "gossip": ("complete", "ring", "torus", "exponential", "random-regular"),
-}
-
-
-# The exchanges in which a rank knows, while it trains, how stale its gradients are.
-KNOWN_STALENESS = ("read", "accumulate", "server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,34 +202,45 @@ def _check_together(config: Config) -> None:
     """Hold settings against each other."""
     if all(getattr(config.budget, limit.name) is None for limit in fields(BudgetConfig)):
         raise ConfigError("`budget` must set at least one of gradients, seconds, target_loss")
-    kind, topology = config.exchange.kind, config.exchange.topology
-    usable = TOPOLOGIES.get(kind, (topology,))
-    if topology not in usable:
-        raise ConfigError(
-            f"`exchange.topology` must be one of {', '.join(usable)} with `exchange.kind` {kind}, got {topology!r}"
-        )
+    _check_exchange(config.exchange)
     schedule = config.optimizer.schedule
-    if schedule == "staleness-adaptive" and kind not in KNOWN_STALENESS:
-        allowed = ", ".join(KNOWN_STALENESS)
-        raise ConfigError(f"`exchange.kind` must be one of {allowed} with `optimizer.schedule` {schedule}, got {kind}")
+    if schedule == "staleness-adaptive":
+        _require_kind(config.exchange, "whole_updates", f"with `optimizer.schedule` {schedule}")
     if config.optimizer.stepsize == "bound":
         _check_bound(config)
-    if config.exchange.device_windows and kind != "read":
-        raise ConfigError(f"`exchange.kind` must be read with `exchange.device_windows` = true, got {kind}")
-    if config.exchange.device_windows and config.exchange.survive:
-        raise ConfigError("`exchange.survive` must be false with `exchange.device_windows` = true, got true")
-    if config.exchange.survive and kind != "read":
-        raise ConfigError(f"`exchange.kind` must be read with `exchange.survive` = true, got {kind}")
-    if kind == "allreduce" and config.exchange.every != 1:
-        raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` allreduce, got {config.exchange.every!r}")
+
+
+def _check_exchange(exchange: ExchangeConfig) -> None:
+    """Check the settings of the exchange against what its kind can do."""
+    traits = traits_of(exchange.kind)
+    if traits.topologies and exchange.topology not in traits.topologies:
+        raise ConfigError(
+            f"`exchange.topology` must be one of {', '.join(traits.topologies)} with `exchange.kind` {exchange.kind}, "
+            f"got {exchange.topology!r}"
+        )
+    if exchange.device_windows:
+        _require_kind(exchange, "device_windows", "with `exchange.device_windows` = true")
+        if exchange.survive:
+            raise ConfigError("`exchange.survive` must be false with `exchange.device_windows` = true, got true")
+    if exchange.survive:
+        _require_kind(exchange, "survives_deaths", "with `exchange.survive` = true")
+    if traits.synchronous and exchange.every != 1:
+        raise ConfigError(f"`exchange.every` must be 1 with `exchange.kind` {exchange.kind}, got {exchange.every!r}")
+
+
+def _require_kind(exchange: ExchangeConfig, trait: str, condition: str) -> None:
+    """Raise `ConfigError` if the exchange lacks a trait that another setting needs."""
+    if not getattr(traits_of(exchange.kind), trait):
+        kinds = kinds_with(trait)
+        rule = kinds[0] if len(kinds) == 1 else f"one of {', '.join(kinds)}"
+        raise ConfigError(f"`exchange.kind` must be {rule} {condition}, got {exchange.kind}")
 
 
 def _check_bound(config: Config) -> None:
-    """Refuse what the bounds say nothing of."""
-    kind, optimizer = config.exchange.kind, config.optimizer
+    """Raise `ConfigError` for settings that the convergence bounds do not cover."""
+    optimizer = config.optimizer
     condition = 'with `optimizer.stepsize` = "bound"'
-    if kind not in KNOWN_STALENESS:
-        raise ConfigError(f"`exchange.kind` must be one of {', '.join(KNOWN_STALENESS)} {condition}, got {kind}")
+    _require_kind(config.exchange, "whole_updates", condition)
     if config.exchange.every == "auto":
         raise ConfigError(f"`exchange.every` must be a number {condition}, got 'auto'")
     if optimizer.kind != "sgd":
@@ -251,6 +250,15 @@ def _check_bound(config: Config) -> None:
         raise ConfigError(f"`optimizer.schedule` {rule} {condition}, got {optimizer.schedule}")
     if config.budget.gradients is None and config.budget.seconds is None:
         raise ConfigError(f"`budget` must set gradients or seconds {condition}")
+
+
+def exchanges_help() -> str:
+    """Return one line per exchange: kind, what a rank does, what it transfers, and the topologies it can use."""
+    lines = []
+    for traits in all_traits():
+        topologies = f" (topology: {', '.join(traits.topologies)})" if traits.chooses_topology else ""
+        lines.append(f"  {traits.kind}: {traits.summary}; transfers per exchange: {traits.traffic}{topologies}")
+    return "\n".join(lines)
 
 
 def settings_help() -> str:

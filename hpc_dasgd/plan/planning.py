@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_dasgd import objectives
+from hpc_dasgd.config.exchange_traits import kinds_with, traits_of
 from hpc_dasgd.config.settings import Config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.plan.simulate import Forecast, Setup, simulate
@@ -53,7 +54,7 @@ def plan(config: Config, machine: Machine, times: Times, seed: int = 0) -> dict:
     """
     _check(config, machine)
     n_bytes = times.n_params * np.dtype(config.device.dtype).itemsize
-    trees = config.exchange.kind == "read" and config.exchange.topology != "complete"
+    trees = traits_of(config.exchange.kind).plannable and config.exchange.topology != "complete"
     setup = Setup(
         nodes=machine.nodes,
         neighbours=neighbours_of(config, machine.nodes),
@@ -137,8 +138,9 @@ def available_cores() -> int:
 
 def _check(config: Config, machine: Machine) -> None:
     check_exchange(config)
-    if config.exchange.kind == "none":
-        raise ConfigError("`exchange.kind` must be read to plan with, got 'none'")
+    if not traits_of(config.exchange.kind).plannable:
+        able = " or ".join(kinds_with("plannable"))
+        raise ConfigError(f"`exchange.kind` must be {able} to plan with, got {config.exchange.kind!r}")
     beyond = [rank for rank in config.straggler.ranks if rank >= machine.n_ranks]
     if beyond and config.straggler.delay_ms > 0:
         raise ConfigError(f"`straggler.ranks` must be below the number of ranks, {machine.n_ranks}, got {beyond[0]}")

@@ -18,6 +18,7 @@ import numpy as np
 from hpc_dasgd import objectives
 from hpc_dasgd.analysis.run import Run
 from hpc_dasgd.arrays import devices
+from hpc_dasgd.config.exchange_traits import kinds_with, traits_of
 from hpc_dasgd.config.settings import Config
 from hpc_dasgd.data.batches import Sampler
 from hpc_dasgd.errors import ConfigError
@@ -120,14 +121,15 @@ def times_from_config(config: Config, compute_ms: float | None = None, n_params:
 
 
 def check_exchange(config: Config, where: str = "") -> None:
-    if config.exchange.kind not in ("read", "none"):
-        raise ConfigError(f"{where}`exchange.kind` must be read or none to plan with, got {config.exchange.kind!r}")
+    if not traits_of(config.exchange.kind).gives_times:
+        able = " or ".join(kinds_with("gives_times"))
+        raise ConfigError(f"{where}`exchange.kind` must be {able} to plan with, got {config.exchange.kind!r}")
     if config.exchange.every == "auto":
         raise ConfigError(f"{where}`exchange.every` must be a number to plan with, got 'auto'")
 
 
 def neighbours_of(config: Config, nodes: Sequence) -> list[tuple[int, ...]] | None:
-    if config.exchange.kind == "none":
+    if not traits_of(config.exchange.kind).topologies:
         return [()] * len(nodes)
     if config.exchange.topology == "complete":
         return None

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from hpc_dasgd.analysis.run import Run, sections
+from hpc_dasgd.config.exchange_traits import traits_in
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.report import plotting
 
 PICTURE = "compare.png"
 # Runs that differ in these are no comparison of exchanges alone.
 _COMPARED_SECTIONS = ("data", "objective", "optimizer")
-_EXCHANGE_DETAILS = {"read": ("topology", "consistency"), "gossip": ("mixing", "topology")}
 _HEADINGS = {
     "label": "run",
     "exchange": "exchange",
@@ -184,14 +184,12 @@ def _numbers(run: Run, exchange: dict, loss: float | None, warnings: list[str]) 
 
 def _in_words(exchange: dict) -> str | None:
     """The kind, and what of the other settings it uses; consistency only where it is not the usual one."""
-    kind = exchange.get("kind")
-    details = [exchange.get(name) for name in _EXCHANGE_DETAILS.get(kind, ())]
-    return ", ".join(word for word in (kind, *details) if word not in (None, "snapshot")) or None
+    return traits_in(exchange).described(exchange) if "kind" in exchange else None
 
 
 def _staleness(run: Run, exchange: dict, warnings: list[str]) -> dict:
     names = ("S_avg", "S_max")
-    if run.has_versions and exchange.get("kind") != "none":
+    if run.has_versions and traits_in(exchange).measures_staleness:
         try:
             measured = run.staleness().as_dict()
             return {name: measured[name] for name in names}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from hpc_dasgd.analysis.run import Run
+from hpc_dasgd.config.exchange_traits import traits_in
 from hpc_dasgd.storage.layout import FLUSH_EVERY_S
 
 _DROPPED_SHARE = 0.01
@@ -29,7 +30,7 @@ def warnings(run: Run, bound: dict | None = None) -> list[str]:
         As `Run.staleness`, where version vectors were logged.
     """
     found = [*_early_ranks(run), *_dropped_reads(run)]
-    if run.has_versions and run.settings.get("exchange", {}).get("kind") != "none":
+    if run.has_versions and traits_in(run.settings.get("exchange", {})).measures_staleness:
         found += [*_unheard_ranks(run), *_growth(run)]
     return [*run.warnings, *found, *_stepsize(bound or {})]
 
@@ -68,8 +69,7 @@ def _early_ranks(run: Run):
     if not begun.size:
         return
     exchange = run.settings.get("exchange", {})
-    serves = exchange.get("kind") == "server" and not exchange.get("server_computes", True)
-    idle = np.setdiff1d(np.flatnonzero(counts == 0), [exchange.get("server_rank", 0)] if serves else [])
+    idle = np.setdiff1d(np.flatnonzero(counts == 0), traits_in(exchange).idle_ranks(exchange))
     if idle.size:
         yield f"{_ranks(idle)} made no gradients"
     ends = [run.gradients["t_end_s"][run.rows(rank)] for rank in begun]

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpc_dasgd.analysis import bound_report
 from hpc_dasgd.analysis.run import Run
-from hpc_dasgd.config.settings import KNOWN_STALENESS
+from hpc_dasgd.config.exchange_traits import traits_in
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.report import page, pictures, plotting, timeline
 from hpc_dasgd.report.diagnosis import warnings
@@ -17,7 +17,6 @@ from hpc_dasgd.report.diagnosis import warnings
 PAGE = "report.html"
 _TABLE_RANKS = 32
 _PATIENCE_S = 20  # for estimating what the bounds take of an objective
-_OVER_TOPOLOGY = ("read", "gossip")  # exchanges that `exchange.topology` means something to
 _STATUS = {
     "complete": "complete",
     "stopped": "stopped by a signal",
@@ -109,7 +108,7 @@ def bounds(run: Run) -> tuple[dict | None, str | None]:
     reason : str or None
         Why there is none; None also where nobody would ask.
     """
-    if not run.has_versions or run.settings.get("exchange", {}).get("kind") not in KNOWN_STALENESS:
+    if not run.has_versions or not traits_in(run.settings.get("exchange", {})).whole_updates:
         return None, None
     gradient_s = float(np.median(run.gradients["t_end_s"] - run.gradients["t_start_s"]))
     if gradient_s * bound_report.GRADIENTS > _PATIENCE_S:
@@ -184,7 +183,7 @@ def _lead(run: Run) -> str:
         f"{run.n_ranks} rank{'' if run.n_ranks == 1 else 's'} on {_hosts(run.attributes.get('hosts', []))}",
         f"objective {objective['kind']}" if "kind" in objective else "",
         f"exchange {exchange['kind']}" if "kind" in exchange else "",
-        f"topology {exchange['topology']}" if exchange.get("kind") in _OVER_TOPOLOGY and "topology" in exchange else "",
+        f"topology {exchange['topology']}" if traits_in(exchange).chooses_topology and "topology" in exchange else "",
         run.attributes.get("started", ""),
     ]
     return " \N{MIDDLE DOT} ".join(part for part in parts if part)

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
+from hpc_dasgd.config.exchange_traits import all_traits, traits_of
 from hpc_dasgd.config.settings import Config, load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.runtime import collective
@@ -189,8 +190,11 @@ def _check(directory: Path, header: CheckpointHeader, run: _Run, config: Config,
             f"--resume needs an objective of {header.n_params} parameters of {header.dtype}, as {directory} has, "
             f"got {x0.size} of {x0.dtype.name}"
         )
-    if header.combines == "own" and config.exchange.kind != "none":
-        raise ConfigError(f"`exchange.kind` must stay none to resume {directory}, got {config.exchange.kind}")
+    if header.combines == "own" and traits_of(config.exchange.kind).combines != "own":
+        able = [traits.kind for traits in all_traits() if traits.combines == "own"]
+        raise ConfigError(
+            f"`exchange.kind` must stay {' or '.join(able)} to resume {directory}, got {config.exchange.kind}"
+        )
     if config.log.versions_every != run.versions_every:
         names = {0: "none", 1: "full"}
         rule = f"must stay {names.get(run.versions_every, f'every {run.versions_every}')!r} with --resume"
