@@ -1,4 +1,4 @@
-"""``python -m hpc_dasgd`` is ``hpc-dasgd``."""
+"""Run the command line: ``python -m hpc_dasgd`` is the same program as ``hpc-dasgd``."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""Analysis of finished and running runs from their files: the run, its replay, its bounds. No MPI.
+"""Analysis of finished and running runs from their files: the run, its replay, its convergence bounds. Needs no MPI.
 
-Reports, planning and the command line import it. A new quantity computed from the log of a run goes here, or into
-`hpc_dasgd.theory` where it needs no files.
+Reports, planning and the command line import this room. A new quantity that is computed from the log of a run goes
+here, or into `hpc_dasgd.theory` if it needs no files.
 """

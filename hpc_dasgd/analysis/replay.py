@@ -1,8 +1,8 @@
-"""Recomputing a run of exchange `read`, one gradient after another, from its log. Needs no MPI.
+"""Replay of a run of exchange `read`: its gradients recomputed one after another from its log. Needs no MPI.
 
-A replica is a function of its version vector, an update one of the replica it was taken at, and the log holds
-the vectors: the asynchronous run is therefore recomputed by a single process, in any order that respects
-causality, down to the last bit. Where it was resumed, its contributions are summed as they were then.
+A replica is a function of its version vector, an update is a function of the replica at which it was computed, and the
+log holds the version vectors. One process can therefore recompute the asynchronous run bit for bit, in any order that
+respects causality. If the run was resumed, its contributions are summed as they were when it was resumed.
 """
 
 import math
@@ -12,111 +12,144 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd.analysis.recompute import Recomputation, device_of
-from hpc_dasgd.analysis.run import Run
-from hpc_dasgd.data.dataset import Dataset
+from hpc_dasgd.analysis.export import write_npz
+from hpc_dasgd.analysis.recompute import Recomputation, replay_device
+from hpc_dasgd.analysis.run import DatasetSource, Run
+from hpc_dasgd.arrays.arithmetic import ceil_div
+from hpc_dasgd.arrays.types import AnyArray, Floats, Int64s
 from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.objectives.interface import Objective
 from hpc_dasgd.runtime import hardware
 
-_SHOWN_RANKS = 32
-_CHANGES_BITS = ("cpu", "blas", "blas_threads", "numpy_version")
+_ATTRIBUTES_THAT_CHANGE_BITS = ("cpu", "blas", "blas_threads", "numpy_version")
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
-    """A replica at one moment of the run.
+class ReplicaState:
+    """A recomputed replica.
 
     Attributes
     ----------
-    parameters : ndarray, shape (n_params,)
+    parameters : ndarray, shape (n_params,), float32 or float64
     versions : ndarray, shape (n_ranks,), int64
-        Updates of each rank in it.
-    gradient : ndarray, shape (n_params,), or None
-        Taken at `parameters`; None where none was asked for.
+        Version vector: number of updates of each rank that `parameters` contain.
+    gradient : ndarray, shape (n_params,), dtype of `parameters`, or None
+        Gradient at `parameters`; None if only parameters were recomputed.
     loss : float
-        Of the batch the gradient is of; nan without one.
+        Loss of the batch of `gradient`; nan if there is none.
     differences : list of str
-        As of `Replayed`; of a run that was killed, logs may lack updates that replicas held.
+        As for `ReplayResult`. The log of a run that was killed may lack updates that replicas contained.
     """
 
-    parameters: np.ndarray
-    versions: np.ndarray
-    gradient: np.ndarray | None = None
+    parameters: Floats
+    versions: Int64s
+    gradient: Floats | None = None
     loss: float = math.nan
     differences: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
-class Replayed:
-    """What a replay came to.
+class ReplayResult:
+    """Result of a replay.
 
     Attributes
     ----------
     n_gradients : int
-        Recomputed.
-    parameters : ndarray, shape (n_params,)
-        Behind the last of them, summed as rank 0 does.
+        Number of recomputed gradients.
+    parameters : ndarray, shape (n_params,), float32 or float64
+        Recomputed final parameters.
     agrees : bool
-        Whether every loss is the logged one, and `parameters` are the run's final ones, bit for bit.
+        Whether every loss equals the logged one and `parameters` equal the final parameters of the run, bit for bit.
     largest_difference : float
-        Between an element of `parameters` and of the final ones.
+        Largest absolute difference between an element of `parameters` and of the final parameters of the run.
     differences : list of str
-        The first loss that is another, ``x_0`` of generations that are, and what of this machine is not what the
-        run was made with.
-    n_kept : int
-        Contributions that were held at once at most: bounded by the staleness, whatever the run's length.
+        The first loss that differs from the logged one, generations whose initial parameters differ, and differences
+        in hardware and libraries between this machine and the run.
+    max_contributions : int
+        Largest number of contributions in memory at the same time. It is bounded by the staleness, not by the length
+        of the run.
     """
 
     n_gradients: int
-    parameters: np.ndarray
+    parameters: Floats
     agrees: bool
     largest_difference: float
     differences: list[str] = field(default_factory=list)
-    n_kept: int = 0
+    max_contributions: int = 0
 
 
-def replay(run: Run, *, objective=None, data: Dataset | str | Path | None = None) -> Replayed:
-    """Recompute the whole run and compare it with its files.
+def replay(run: Run, *, objective: Objective | None = None, data: DatasetSource | None = None) -> ReplayResult:
+    """Recompute the whole run and compare the results with its files.
 
     Parameters
     ----------
     run : Run
-    objective : optional
-        What the run was made with, where it was passed to `train`; see `objectives.Objective`.
+        A complete run.
+    objective : Objective, optional
+        The objective, if it was passed to `hpc_dasgd.train`.
     data : Dataset or path, optional
-        In place of the data set that the settings name.
+        Replaces the data set that the run names.
+
+    Returns
+    -------
+    result : ReplayResult
 
     Raises
     ------
     ConfigError
-        If the run cannot be replayed; the message says why.
+        If the run cannot be replayed; the message gives the reasons.
+
+    Examples
+    --------
+    >>> replay(open_run("runs/digits-20250101-120000")).agrees    # doctest: +SKIP
+    True
     """
     if run.final is None:
-        raise ConfigError(f"{run.directory} cannot be replayed to its end: it is not complete and has none")
+        raise ConfigError(f"{run.directory} cannot be replayed to its end: it is not complete")
     recomputation = Recomputation(run, objective, data)
     for _ in recomputation:
         pass
-    parameters = recomputation.final()
-    same = parameters.tobytes() == run.final.tobytes()
+    parameters = recomputation.final_parameters()
     differences = [*recomputation.differences]
-    if not same:
+    if parameters.tobytes() != run.final.tobytes():
         differences.append("the final parameters differ")
-    if differences:
-        differences += _other_machine(run)
-    return Replayed(
-        int(run.counts.sum()),
-        parameters,
-        not differences,
-        float(np.abs(parameters - run.final).max()),
-        differences,
-        recomputation.n_kept,
+    agrees = not differences
+    if not agrees:
+        differences += _machine_differences(run)
+    return ReplayResult(
+        n_gradients=int(run.counts.sum()),
+        parameters=parameters,
+        agrees=agrees,
+        largest_difference=float(np.abs(parameters - run.final).max()),
+        differences=differences,
+        max_contributions=recomputation.max_contributions,
     )
 
 
-def until(run: Run, n_gradients: int, *, objective=None, data=None) -> Moment:
-    """Recompute the first `n_gradients` gradients of the global order, and sum their updates.
+def state_after(
+    run: Run, n_gradients: int, *, objective: Objective | None = None, data: DatasetSource | None = None
+) -> ReplicaState:
+    """Recompute the parameters after the first `n_gradients` gradients of the global order.
 
-    No rank ever held these parameters, the ``x_t`` of ``theory.md``. Parameters and errors as of `replay`.
+    These are the ``x_t`` of ``docs/theory.md``. Possibly no rank ever held them.
+
+    Parameters
+    ----------
+    run : Run
+    n_gradients : int
+        From 0 to the number of gradients of the run.
+    objective, data
+        As for `replay`.
+
+    Returns
+    -------
+    state : ReplicaState
+        Without a gradient.
+
+    Raises
+    ------
+    ConfigError
+        If `n_gradients` is out of range, or the run cannot be replayed.
     """
     n_all = int(run.counts.sum())
     if not 0 <= n_gradients <= n_all:
@@ -125,13 +158,32 @@ def until(run: Run, n_gradients: int, *, objective=None, data=None) -> Moment:
     versions = np.zeros(run.n_ranks, np.int64)
     for rank in recomputation:
         versions[rank] += 1
-    return Moment(recomputation.replica(0, versions), versions, differences=recomputation.differences)
+    return ReplicaState(recomputation.replica(0, versions), versions, differences=recomputation.differences)
 
 
-def inspect(run: Run, rank: int, version: int, *, objective=None, data=None) -> Moment:
-    """Recompute gradient `version` of `rank`, and the replica it was taken at.
+def state_at_gradient(
+    run: Run, rank: int, version: int, *, objective: Objective | None = None, data: DatasetSource | None = None
+) -> ReplicaState:
+    """Recompute one gradient, and the replica at which it was computed.
 
-    Other parameters and errors as of `replay`.
+    Parameters
+    ----------
+    run : Run
+    rank : int
+        Rank that computed the gradient.
+    version : int
+        Index of the gradient among those of `rank`, from 0.
+    objective, data
+        As for `replay`.
+
+    Returns
+    -------
+    state : ReplicaState
+
+    Raises
+    ------
+    ConfigError
+        If there is no such gradient, or the run cannot be replayed.
     """
     if not 0 <= rank < run.n_ranks:
         raise ConfigError(f"`--inspect` must name a rank below {run.n_ranks}, got {rank}")
@@ -143,78 +195,72 @@ def inspect(run: Run, rank: int, version: int, *, objective=None, data=None) -> 
     recomputation = Recomputation(run, objective, data, stop=stop)
     for _ in recomputation:
         pass
-    return Moment(
+    return ReplicaState(
         recomputation.parameters,
-        recomputation.held,
+        recomputation.versions,
         recomputation.gradient,
         recomputation.loss,
         recomputation.differences,
     )
 
 
-def text(replayed: Replayed) -> str:
-    """What a replay came to, for the terminal."""
-    verdict = "agrees" if replayed.agrees else "DIFFERS"
-    lines = [f"{verdict}: {replayed.n_gradients} gradients recomputed"]
-    if replayed.agrees:
-        lines[0] += ", every loss and the final parameters the same bit for bit"
-    else:
-        lines += [f"final parameters: largest difference {replayed.largest_difference:.3g}", *replayed.differences]
-    return "\n".join([*lines, f"contributions held at once: {replayed.n_kept} at most"])
+def sample_replicas(
+    run: Run, n_samples: int, *, objective: Objective | None = None, data: DatasetSource | None = None
+) -> Iterator[Floats]:
+    """Recompute the run and yield replicas at gradients that are evenly spaced in the global order.
 
+    Parameters
+    ----------
+    run : Run
+    n_samples : int
+        Largest number of replicas.
+    objective, data
+        As for `replay`.
 
-def moment_text(moment: Moment) -> str:
-    """A moment in a few numbers, for the terminal."""
-    versions = " ".join(map(str, moment.versions[:_SHOWN_RANKS]))
-    more = f" ... ({moment.versions.size} ranks)" if moment.versions.size > _SHOWN_RANKS else ""
-    lines = [
-        f"parameters: norm {np.linalg.norm(moment.parameters):.6g}",
-        f"holds {moment.versions.sum()} updates, by rank: {versions}{more}",
-    ]
-    if moment.gradient is not None:
-        lines.append(f"gradient: norm {np.linalg.norm(moment.gradient):.6g}, loss {moment.loss:.6g}")
-    return "\n".join([*lines, *(f"warning: {difference}" for difference in moment.differences)])
-
-
-def write_moment(moment: Moment, path: str | Path) -> None:
-    """Write ``parameters``, ``versions`` and, if there is one, ``gradient`` to exactly `path`, as ``.npz``.
+    Yields
+    ------
+    parameters : ndarray, shape (n_params,), float32 or float64
+        Overwritten when the next replica is requested.
 
     Raises
     ------
     ConfigError
-        If the file cannot be written.
+        If the run cannot be replayed.
     """
-    arrays = {"parameters": moment.parameters, "versions": moment.versions}
-    if moment.gradient is not None:
-        arrays["gradient"] = moment.gradient
-    try:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path}: {error.strerror or error}") from None
-
-
-def visit(run: Run, n_visits: int, *, objective=None, data=None) -> Iterator[np.ndarray]:
-    """Recompute the run and yield the replica of every so many'th gradient, `n_visits` in all or less.
-
-    The arrays are overwritten when the next one is asked for. Other parameters and errors as of `replay`.
-    """
-    every = max(1, -(-int(run.counts.sum()) // n_visits))
+    every = max(1, ceil_div(int(run.counts.sum()), n_samples))
     recomputation = Recomputation(run, objective, data)
     for number, _ in enumerate(recomputation):
         if number % every == every // 2:
             yield recomputation.parameters
 
 
-def _other_machine(run: Run) -> list[str]:
-    """What may change the last bits of a result and is another here than it was in the run."""
+def write_state(state: ReplicaState, path: str | Path) -> None:
+    """Write ``parameters``, ``versions`` and, if there is one, ``gradient`` as ``.npz`` to `path`; no suffix is added.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be written.
+    """
+    arrays: dict[str, AnyArray] = {"parameters": state.parameters, "versions": state.versions}
+    if state.gradient is not None:
+        arrays["gradient"] = state.gradient
+    try:
+        write_npz(path, arrays)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path}: {error.strerror or error}") from None
+
+
+def _machine_differences(run: Run) -> list[str]:
+    """Return the differences between this machine and that of the run that may change the last bits of results."""
     here = hardware.describe_hardware() | {"numpy_version": np.__version__}
-    then = {name: run.attributes[name] for name in _CHANGES_BITS if name in run.attributes}
-    devices = {_model(name) for name in run.attributes.get("devices", ())}
-    if devices:
-        here, then = here | {"device": _model(device_of(run).name)}, then | {"device": ", ".join(sorted(devices))}
-    return [f"{name} is {here[name]}, in the run {value}" for name, value in then.items() if value != here[name]]
+    logged = {name: run.attributes[name] for name in _ATTRIBUTES_THAT_CHANGE_BITS if name in run.attributes}
+    models = {_model(name) for name in run.attributes.get("devices", ())}
+    if models:
+        here["device"], logged["device"] = _model(replay_device(run).name), ", ".join(sorted(models))
+    return [f"{name} is {here[name]}, in the run {value}" for name, value in logged.items() if value != here[name]]
 
 
 def _model(device: str) -> str:
+    """Return the name of a device without its PCI address."""
     return device.rpartition(" (")[0] or device

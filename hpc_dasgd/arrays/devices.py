@@ -10,15 +10,16 @@ from typing import Protocol
 
 import numpy as np
 
-from hpc_dasgd.arrays.arithmetic import ALIGNMENT_BYTES, aligned_copy
+from hpc_dasgd.arrays.arithmetic import ALIGNMENT_BYTES, aligned_copy, aligned_part
 from hpc_dasgd.arrays.types import AnyArray, Array, Bytes, DType, Namespace
 from hpc_dasgd.errors import ConfigError
 
 KINDS = ("cpu", "gpu", "auto")
+"""Values of the setting ``device.kind``."""
 
 
 class Completion(Protocol):
-    """Work that may still be going on: an event of a device, or a copy."""
+    """Work that may not be complete yet: an event of a device, or a copy."""
 
     def done(self) -> bool:
         """Return whether the work is complete; never waits."""
@@ -51,17 +52,17 @@ class Device(Protocol):
     def to_device(self, array: AnyArray) -> Array:
         """Return a copy of a NumPy array on the device, aligned to 64 bytes.
 
-        `array` must not change while it is copied, which may take longer than this call where it is page-locked.
+        `array` must not change while it is copied, which may take longer than this call if it is page-locked.
         """
 
     def zeros(self, size: int, dtype: DType) -> Array:
-        """Return a vector of zeros on the device. Waits until they are stored: MPI and copies may use it at once."""
+        """Return a vector of zeros on the device; waits until they are stored, so that MPI and copies may use it."""
 
     def to_host(self, array: Array) -> AnyArray:
-        """Return an array of the device in host memory; not a copy where it already is there."""
+        """Return an array of the device in host memory; not a copy if it already is there."""
 
     def host_zeros(self, n_bytes: int) -> Bytes:
-        """Return zeroed host memory, aligned to 64 bytes, page-locked where the device copies from it."""
+        """Return zeroed host memory, aligned to 64 bytes, page-locked if the device copies from it."""
 
     def register(self, memory: Bytes) -> bool:
         """Page-lock host memory that something else allocated. Returns True if that succeeded."""
@@ -76,21 +77,23 @@ class Device(Protocol):
         """Wait until all work given to the device so far is done."""
 
     def upload(self, source: AnyArray, out: Array, after: Completion) -> Completion:
-        """Start to copy `source`, in host memory, into `out` once `after` is done; both belong to the copy until then.
+        """Start to copy `source`, in host memory, into `out`, on the device, after the event `after`.
 
-        `after` must be an event of this device.
+        Until the copy is done, `source` must not change and `out` must not be used. `after` must be an event of this
+        device.
         """
 
     def download(self, source: Array, out: AnyArray, after: Completion) -> Completion:
-        """Start to copy `source` into `out`, in host memory, once `after` is done; both belong to the copy until then.
+        """Start to copy `source`, on the device, into `out`, in host memory, after the event `after`.
 
-        `after` must be an event of this device.
+        Until the copy is done, `source` must not change and `out` must not be used. `after` must be an event of this
+        device.
         """
 
     def poll_until_done(self, work: Callable[[], None]) -> None:
-        """Call `work` again and again, at least once, while the device computes what it was given.
+        """Call `work` repeatedly, at least once, until all work given to the device so far is done.
 
-        A processor computes before it returns: there `work` is never called.
+        The processor has done its work already, so it never calls `work`.
         """
 
 
@@ -103,85 +106,69 @@ class Done:
 
 
 class Host:
-    """The processor, with NumPy. All is done when the call returns.
+    """The processor, with NumPy; every operation is complete when its call returns. See `Device`."""
 
-    Attributes
-    ----------
-    xp : module
-        Array namespace.
-    name : str
-    on_host : bool
-        Whether its arrays are NumPy's.
-    piece_bytes : int or None
-        In pieces of which size other ranks' memory is read, so that something else can be done between two.
-    pageable_bytes : int
-        Of memory that `register` could not help.
-    """
-
-    xp, name, on_host = np, "cpu", True
-    piece_bytes = None
+    xp: Namespace = np
+    name = "cpu"
+    on_host = True
+    piece_bytes: int | None = None
     pageable_bytes = 0
 
-    def to_device(self, array: np.ndarray):
-        """Return a copy of `array` on the device, beginning at a multiple of 64 bytes.
-
-        `array` may not change while it is copied, which may take longer than this where it is page-locked.
-        """
+    def to_device(self, array: AnyArray) -> AnyArray:
+        """Return an aligned copy; see `Device`."""
         return aligned_copy(array)
 
-    def zeros(self, size: int, dtype):
-        """Return a vector of zeros on the device, which are there: MPI and copies may use it at once. Waits."""
+    def zeros(self, size: int, dtype: DType) -> AnyArray:
+        """Return an aligned vector of zeros; see `Device`."""
         return aligned_copy(np.zeros(size, dtype))
 
-    def to_host(self, array) -> np.ndarray:
-        """Return an array of the device in host memory; not a copy where it is there."""
+    def to_host(self, array: AnyArray) -> AnyArray:
+        """Return `array` itself; see `Device`."""
         return array
 
-    def host_zeros(self, n_bytes: int) -> np.ndarray:
-        """Return host memory, uint8, aligned to 64 bytes, that copies to and from the device are fast with."""
-        memory = np.zeros(n_bytes + ALIGNMENT_BYTES, np.uint8)
-        lo = -memory.ctypes.data % ALIGNMENT_BYTES
-        return memory[lo : lo + n_bytes]
+    def host_zeros(self, n_bytes: int) -> Bytes:
+        """Return zeroed, aligned memory; see `Device`."""
+        return aligned_part(np.zeros(n_bytes + ALIGNMENT_BYTES, np.uint8), n_bytes)
 
-    def register(self, memory: np.ndarray) -> bool:
-        """Make host memory of somebody else such as that of `host_zeros`; whether that was to be had."""
+    def register(self, memory: Bytes) -> bool:
+        """Return True, since nothing needs to be page-locked; see `Device`."""
         return True
 
-    def unregister(self, memory: np.ndarray) -> None:
-        """Take back what `register` did, before the memory is given back."""
+    def unregister(self, memory: Bytes) -> None:
+        """Do nothing; see `Device`."""
 
-    def record_event(self):
-        """Set a mark."""
+    def record_event(self) -> Done:
+        """Return an event that is done; see `Device`."""
         return Done()
 
     def wait(self) -> None:
-        """Wait until all is done that the device was told."""
+        """Do nothing; see `Device`."""
 
-    def upload(self, source: np.ndarray, out, after):
-        """Begin to copy `source` into `out`, of the device, once the mark `after` is done; both are the copy's."""
+    def upload(self, source: AnyArray, out: AnyArray, after: Completion) -> Done:
+        """Copy `source` into `out`; see `Device`."""
         out[...] = source
         return Done()
 
-    def download(self, source, out: np.ndarray, after):
-        """Begin to copy `source`, of the device, into `out` once the mark `after` is done; both are the copy's."""
+    def download(self, source: AnyArray, out: AnyArray, after: Completion) -> Done:
+        """Copy `source` into `out`; see `Device`."""
         out[...] = source
         return Done()
 
     def poll_until_done(self, work: Callable[[], None]) -> None:
-        """Call `work` again and again, at least once, while the device computes what it was told. Here, never."""
+        """Do nothing, since the processor has computed already; see `Device`."""
 
 
-def choose(kind: str, local_rank: int = 0, tf32: bool = False):
+def choose(kind: str, local_rank: int = 0, tf32: bool = False) -> Device:
     """Return the device of a rank.
 
     Parameters
     ----------
     kind : {"cpu", "gpu", "auto"}
-        The setting ``device.kind``. "auto": a GPU where there is one and CuPy can use it.
+        The setting ``device.kind``. "auto" selects a GPU if there is one that CuPy can use, and else the processor.
     local_rank : int
-        Number of the rank among those of its node, which take its visible GPUs in turn.
+        Number of the rank among the ranks of its node. They use the visible GPUs of the node in turn.
     tf32 : bool
-        Whether matrix products of float32 may round their factors to TF32, which CuPy is told once per process.
+        Whether matrix products of float32 may round their factors to TF32. It applies to the whole process.
 
     Returns
     -------
@@ -190,44 +177,47 @@ def choose(kind: str, local_rank: int = 0, tf32: bool = False):
     Raises
     ------
     ConfigError
-        If `kind` is unknown or cannot be had.
+        If `kind` is unknown, or "gpu" and CuPy can use no GPU.
     """
     if kind not in KINDS:
         raise ConfigError(f"`device.kind` must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind == "cpu" or (kind == "auto" and not n_device_files()):
         return Host()
-    found, problem = _look_for_gpus()
-    if found:
+    visible, problem = _find_gpus()
+    if visible:
         from hpc_dasgd.arrays.gpu import Gpu
 
         try:
-            return Gpu(local_rank % len(found), tf32)
-        except Exception as error:  # of CuPy, CUDA or the compiler of its kernels, which have no base in common
-            problem = f"a CuPy that can compute there ({_first_line(error)})"
+            return Gpu(local_rank % len(visible), tf32)
+        except Exception as error:  # CuPy, CUDA and the kernels' compiler raise errors without a common base class
+            problem = f"a CuPy that works on it ({_first_line(error)})"
     if kind == "auto":
         return Host()
-    raise ConfigError(f'`device.kind` = "gpu" needs {problem}; "cpu" or "auto" go without')
+    raise ConfigError(f'`device.kind` = "gpu" needs {problem}; "cpu" and "auto" need no GPU')
 
 
 def gpus() -> list[tuple[str, str]] | None:
-    """Return name and PCI bus of each GPU that CuPy sees; None where there is no CuPy."""
-    return _look_for_gpus()[0]
+    """Return the name and the PCI bus ID of each GPU that CuPy can use; None if CuPy cannot be imported."""
+    return _find_gpus()[0]
 
 
 def n_device_files() -> int:
-    """How many GPUs the driver of this node shows; asks nobody, and loads nothing."""
+    """Return the number of GPUs for which the node's driver shows a device file; loads no library."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _look_for_gpus() -> tuple[list[tuple[str, str]] | None, str]:
-    """As `gpus`; and what is missing."""
+def _find_gpus() -> tuple[list[tuple[str, str]] | None, str]:
+    """Return the result of `gpus`, and what is missing if there are none."""
     try:
         from hpc_dasgd.arrays.gpu import visible_gpus
     except ImportError as error:
         reason = _first_line(error)
-        return None, f"CuPy, which cannot be imported ({reason}): pip install cupy-cuda13x, or that of the node's CUDA"
-    found, reason = visible_gpus()
-    return found, f"a GPU, and CuPy sees none ({reason})"
+        return (
+            None,
+            f"CuPy, which cannot be imported ({reason}): pip install cupy-cuda13x, or the CuPy for the node's CUDA",
+        )
+    visible, reason = visible_gpus()
+    return visible, f"a GPU, and CuPy sees none ({reason})"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,273 +1,315 @@
-"""The arguments of each command: what stands on the command line, checked."""
+"""The arguments of each command, with their help texts."""
 
 import argparse
-import math
+from collections.abc import Callable
+from typing import TypeAlias
 
-from hpc_dasgd.cli import commands
-from hpc_dasgd.cli.status import UsageError
-from hpc_dasgd.runtime import mpi
+from hpc_dasgd.cli import commands, values
+from hpc_dasgd.cli.parser import Parser
 
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, since under a launcher every rank parses.
-
-    `details` are made when help is asked for.
-    """
-
-    details = None
-
-    def error(self, message):
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-    def print_help(self, file=None):
-        if mpi.own_rank() == 0:
-            super().print_help(file)
-
-    def format_help(self):
-        return super().format_help() + ("" if self.details is None else self.details())
+RunCommand: TypeAlias = Callable[[argparse.Namespace], int | None]
+AddCommand: TypeAlias = Callable[[str, RunCommand, str], Parser]
+"""Adds a command by its name, its function and its help text; returns the parser of its arguments."""
 
 
-def make_parser(program: str) -> _Parser:
-    """Return the parser of all commands; the one to run is ``options.run_command``."""
-    parser = _Parser(prog=program, description="Decentralized asynchronous SGD by one-sided MPI reads.")
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+def make_parser(program: str) -> Parser:
+    """Return the parser of all commands. The function of the parsed command is ``options.run_command``."""
+    parser = Parser(prog=program, description="Decentralized asynchronous SGD with one-sided MPI communication.")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name, run_command, text):
-        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(run_command=run_command)
-        return sub
+    def add_command(name: str, run_command: RunCommand, text: str) -> Parser:
+        command: Parser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(run_command=run_command)
+        return command
 
-    on_runs = (_watch, _report, _staleness, _bound, _replay, _compare)
-    for add in (_train, *on_runs, _plan, _slurm, _convert, _doctor, _export):
-        add(command)
+    reading_runs = (_add_watch, _add_report, _add_staleness, _add_bound, _add_replay, _add_compare)
+    for add in (_add_train, *reading_runs, _add_plan, _add_slurm, _add_convert, _add_doctor, _add_export):
+        add(add_command)
     return parser
 
 
-def _train(command) -> None:
-    train = command("train", commands.train, "train, under mpiexec or srun; writes a run directory")
+def _add_train(add_command: AddCommand) -> None:
+    train = add_command(
+        "train", commands.train, "train a model on all ranks of mpiexec or srun, and write a run directory"
+    )
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.details = _train_details
-    train.add_argument("config", metavar="CONFIG.toml")
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one setting; may be repeated",
-    )
-    train.add_argument("--run", metavar="DIR", help="the run directory (default runs/NAME-TIMESTAMP)")
+    _add_config_argument(train)
+    train.add_argument("--run", metavar="DIR", help="run directory (default: runs/NAME-TIMESTAMP)")
     train.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in DIR from its checkpoints, with any number of ranks; begin it where there is none",
+        help="resume the run in DIR from its checkpoints, with any number of ranks; start a new run if there is none",
     )
 
 
-def _watch(command) -> None:
-    watch = command("watch", commands.watch, "follow a running job from another shell, until it ends")
-    watch.add_argument("run", metavar="RUN")
+def _add_watch(add_command: AddCommand) -> None:
+    watch = add_command("watch", commands.watch, "follow a running job from another shell until it ends")
+    _add_run_argument(watch)
     watch.add_argument(
-        "--every", type=_positive(float), default=2.0, metavar="SECONDS", help="between looks (default 2)"
+        "--every",
+        type=values.positive_float,
+        default=2.0,
+        metavar="SECONDS",
+        help="time between two updates (default: %(default)g)",
     )
     watch.add_argument(
         "--patience",
-        type=_positive(float),
+        type=values.positive_float,
         default=60.0,
         metavar="SECONDS",
-        help="give up when no file has grown for so long (default 60)",
+        help="stop watching if no file has changed for this time (default: %(default)g)",
     )
 
 
-def _report(command) -> None:
-    report = command("report", commands.report, "summary of a run on the terminal, plots, and a page with everything")
-    report.add_argument("run", metavar="RUN")
-    report.add_argument("--output", metavar="DIR", help="where plots and page go (default RUN/report)")
+def _add_report(add_command: AddCommand) -> None:
+    report = add_command("report", commands.report, "print a summary of a run, and write plots and an HTML page")
+    _add_run_argument(report)
+    report.add_argument("--output", metavar="DIR", help="directory of the plots and the page (default: RUN/report)")
 
 
-def _staleness(command) -> None:
-    staleness = command("staleness", commands.staleness, "staleness of the gradients of a run")
-    staleness.add_argument("run", metavar="RUN")
-    staleness.add_argument("--json", action="store_true", help="print one JSON object")
+def _add_staleness(add_command: AddCommand) -> None:
+    staleness = add_command("staleness", commands.staleness, "print the staleness of the gradients of a run")
+    _add_run_argument(staleness)
+    _add_json_argument(staleness)
 
 
-def _bound(command) -> None:
-    bound = command("bound", commands.bound, "convergence bounds against what a run measured, term by term")
-    bound.add_argument("run", metavar="RUN")
-    bound.add_argument("--json", action="store_true", help="print one JSON object")
+def _add_bound(add_command: AddCommand) -> None:
+    bound = add_command(
+        "bound", commands.bound, "compare the convergence bounds with the measurements of a run, term by term"
+    )
+    _add_run_argument(bound)
+    _add_json_argument(bound)
     bound.add_argument(
         "--set",
-        type=_constant,
+        type=values.constant,
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a constant that is known: L, sigma, Q or F_0; may be repeated",
+        help="value of a constant that is known, L, sigma, Q or F_0, in place of an estimate; may be repeated",
     )
-    bound.add_argument("--replay", action="store_true", help="recompute the run and measure true gradients on the way")
-    bound.add_argument("--data", metavar="PATH", help="the data set, where it is not where it was")
+    bound.add_argument("--replay", action="store_true", help="recompute the run to measure its true gradients")
+    _add_data_argument(bound)
 
 
-def _replay(command) -> None:
-    replay = command("replay", commands.replay, "recompute a run of exchange read from its log, bit for bit")
-    replay.add_argument("run", metavar="RUN")
-    moment = replay.add_mutually_exclusive_group()
-    moment.add_argument(
-        "--until", type=int, metavar="GRADIENT", help="parameters behind so many gradients of all ranks"
+def _add_replay(add_command: AddCommand) -> None:
+    replay = add_command(
+        "replay", commands.replay, "recompute a run with exchange read from its log, and compare it bit for bit"
     )
-    moment.add_argument(
-        "--inspect", type=_rank_and_version, metavar="RANK:VERSION", help="one gradient and its replica"
+    _add_run_argument(replay)
+    state = replay.add_mutually_exclusive_group()
+    state.add_argument(
+        "--until",
+        type=int,
+        metavar="N",
+        help="recompute only the parameters after the first N gradients of all ranks",
     )
-    replay.add_argument("--output", metavar="FILE.npz", help="write parameters, versions and gradient of that moment")
-    replay.add_argument("--data", metavar="PATH", help="the data set, where it is not where it was")
+    state.add_argument(
+        "--inspect",
+        type=values.rank_and_version,
+        metavar="RANK:VERSION",
+        help="recompute only one gradient, given by its rank and its number, and its replica",
+    )
+    replay.add_argument(
+        "--output", metavar="FILE.npz", help="with --until or --inspect: write parameters, version vector and gradient"
+    )
+    _add_data_argument(replay)
 
 
-def _compare(command) -> None:
-    compare = command("compare", commands.compare, "several runs in one table and one picture")
-    compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.add_argument("--loss", type=float, metavar="X", help="time to this loss (default the lowest all reached)")
-    compare.add_argument("--output", metavar="DIR", default="compare", help="where the picture goes (default compare)")
-    compare.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+def _add_compare(add_command: AddCommand) -> None:
+    compare = add_command("compare", commands.compare, "compare several runs in one table and one plot")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    compare.add_argument(
+        "--loss",
+        type=float,
+        metavar="X",
+        help="compare the times to this loss (default: the lowest loss that all runs reached)",
+    )
+    compare.add_argument(
+        "--output", metavar="DIR", default="compare", help="directory of the plot (default: %(default)s)"
+    )
+    _add_json_argument(compare)
 
 
-def _plan(command) -> None:
-    plan = command("plan", commands.plan, "simulates a run: how fast, how stale, before node hours are spent")
-    plan.add_argument("config", metavar="CONFIG.toml")
-    plan.add_argument("--ranks", type=_positive(int), required=True, metavar="N")
+def _add_plan(add_command: AddCommand) -> None:
+    plan = add_command(
+        "plan", commands.plan, "simulate a run before using node hours: throughput, staleness, safe stepsize"
+    )
+    _add_config_argument(plan)
+    plan.add_argument("--ranks", type=values.positive_int, required=True, metavar="N", help="number of ranks")
     plan.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated"
+        "--from", dest="run", metavar="RUN", help="take the times from this run (default: measure them here)"
     )
-    plan.add_argument("--from", dest="run", metavar="RUN", help="take the times from this run (else measure them here)")
-    plan.add_argument("--compute-ms", type=_positive(float), metavar="X", help="time of a gradient, not measured then")
-    plan.add_argument("--n-params", type=_positive(int), metavar="D", help="parameters (default as there are)")
-    plan.add_argument("--cores", type=_positive(int), metavar="C", help="of a node (default as many as here)")
-    plan.add_argument("--ranks-per-node", type=_positive(int), metavar="P", help="(default one for each core)")
     plan.add_argument(
-        "--latency-us", type=_positive(float), default=2.0, metavar="L", help="across nodes (default %(default)s)"
+        "--compute-ms",
+        type=values.positive_float,
+        metavar="X",
+        help="time of one gradient in milliseconds (default: from RUN, or measured)",
+    )
+    plan.add_argument(
+        "--n-params",
+        type=values.positive_int,
+        metavar="D",
+        help="number of parameters (default: that of the objective)",
+    )
+    plan.add_argument(
+        "--cores",
+        type=values.positive_int,
+        metavar="C",
+        help="number of cores of a node (default: that of this machine)",
+    )
+    plan.add_argument(
+        "--ranks-per-node",
+        type=values.positive_int,
+        metavar="P",
+        help="number of ranks per node (default: one per core)",
+    )
+    plan.add_argument(
+        "--latency-us",
+        type=values.positive_float,
+        default=2.0,
+        metavar="L",
+        help="latency of a read across nodes in microseconds (default: %(default)s)",
     )
     plan.add_argument(
         "--bandwidth-GBps",
         dest="bandwidth",
-        type=_positive(float),
+        type=values.positive_float,
         default=10.0,
         metavar="B",
-        help="across nodes, for one rank (default %(default)s)",
+        help="bandwidth of reads across nodes by one rank in GB/s (default: %(default)s)",
     )
-    plan.add_argument("--seed", type=_whole, default=0, metavar="S", help="of the simulation (default %(default)s)")
-    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    plan.add_argument(
+        "--seed",
+        type=values.non_negative_int,
+        default=0,
+        metavar="S",
+        help="seed of the simulation (default: %(default)s)",
+    )
+    _add_json_argument(plan)
 
 
-def _slurm(command) -> None:
-    slurm = command("slurm", commands.slurm, "prints a batch script for SLURM: srun, time limit, requeue")
-    slurm.add_argument("config", metavar="CONFIG.toml")
-    slurm.add_argument("--nodes", type=_positive(int), required=True, metavar="N")
+def _add_slurm(add_command: AddCommand) -> None:
+    slurm = add_command("slurm", commands.slurm, "print a batch script for SLURM that can be stopped and requeued")
+    _add_config_argument(slurm)
+    slurm.add_argument("--nodes", type=values.positive_int, required=True, metavar="N", help="number of nodes")
     slurm.add_argument(
-        "--ranks-per-node", type=_positive(int), metavar="P", help="(default one for each GPU of the node, else one)"
-    )
-    slurm.add_argument("--cores-per-rank", type=_positive(int), default=1, metavar="C", help="(default %(default)s)")
-    slurm.add_argument("--gpus-per-node", type=_positive(int), metavar="G", help="(default none)")
-    slurm.add_argument("--time", default="01:00:00", metavar="LIMIT", help="of one start (default %(default)s)")
-    slurm.add_argument(
-        "--mpi", default="site", help="mpich, intel, openmpi, cray, or site: what srun takes by itself (default)"
-    )
-    slurm.add_argument("--array", metavar="SEEDS", help="a job for each seed: 0-9, 1,5,7, or 0-99%%10 for ten at once")
-    slurm.add_argument("--partition", metavar="NAME")
-    slurm.add_argument("--account", metavar="NAME")
-    slurm.add_argument(
-        "--module", dest="modules", action="append", default=[], metavar="NAME", help="to load; may be repeated"
-    )
-    slurm.add_argument("--environment", metavar="DIR", help="the Python environment, with hpc-dasgd in DIR/bin")
-    slurm.add_argument(
-        "--no-requeue", dest="requeue", action="store_false", help="do not queue again what the time limit stopped"
+        "--ranks-per-node",
+        type=values.positive_int,
+        metavar="P",
+        help="number of ranks per node (default: one per GPU, without GPUs one)",
     )
     slurm.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated"
+        "--cores-per-rank",
+        type=values.positive_int,
+        default=1,
+        metavar="C",
+        help="number of cores per rank (default: %(default)s)",
+    )
+    slurm.add_argument(
+        "--gpus-per-node", type=values.positive_int, metavar="G", help="number of GPUs per node (default: none)"
+    )
+    slurm.add_argument(
+        "--time", default="01:00:00", metavar="LIMIT", help="time limit of each start (default: %(default)s)"
+    )
+    slurm.add_argument(
+        "--mpi",
+        default="site",
+        help="MPI library: mpich, intel, openmpi, cray, or site for the default of srun (default: %(default)s)",
+    )
+    slurm.add_argument(
+        "--array", metavar="SEEDS", help="start one job per seed: 0-9, 1,5,7, or 0-99%%10 for at most ten at a time"
+    )
+    slurm.add_argument("--partition", metavar="NAME", help="partition of SLURM (default: that of the site)")
+    slurm.add_argument("--account", metavar="NAME", help="account of SLURM (default: that of the user)")
+    slurm.add_argument(
+        "--module",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment module to load; may be repeated",
+    )
+    slurm.add_argument(
+        "--environment", metavar="DIR", help="Python environment to use, with the program at DIR/bin/hpc-dasgd"
+    )
+    slurm.add_argument(
+        "--no-requeue",
+        dest="requeue",
+        action="store_false",
+        help="do not requeue a job that was stopped at its time limit",
     )
 
 
-def _convert(command) -> None:
-    convert = command("convert", commands.convert, "a data set from MNIST IDX files, CIFAR-10 batches, .npz or .csv")
-    convert.add_argument("source", metavar="SOURCE", help="a file, or a folder with files under their usual names")
-    convert.add_argument("target", metavar="DATASET.h5")
+def _add_convert(add_command: AddCommand) -> None:
+    convert = add_command(
+        "convert", commands.convert, "make a data set file from MNIST IDX files, CIFAR-10 batches, .npz or .csv files"
+    )
+    convert.add_argument("source", metavar="SOURCE", help="a file, or a directory with files under their usual names")
+    convert.add_argument("target", metavar="DATASET.h5", help="data set file to write")
     convert.add_argument(
         "--test-share",
-        type=_share,
+        type=values.share,
         default=0.2,
         metavar="S",
-        help="of examples drawn for the test split, where SOURCE has none (default %(default)s)",
+        help="fraction of the examples drawn for the test split, if SOURCE has none (default: %(default)s)",
     )
 
 
-def _doctor(command) -> None:
-    doctor = command("doctor", commands.doctor, "which MPI and network this is, what one-sided calls cost, what to set")
-    doctor.add_argument("--json", action="store_true", help="print one JSON list")
-    doctor.add_argument("--run", metavar="DIR", default=".", help="where run files would be written (default here)")
+def _add_doctor(add_command: AddCommand) -> None:
+    doctor = add_command(
+        "doctor",
+        commands.doctor,
+        "check MPI library, network and file system, measure one-sided calls, and recommend settings",
+    )
+    _add_json_argument(doctor, "print one JSON list")
+    doctor.add_argument(
+        "--run",
+        metavar="DIR",
+        default=".",
+        help="directory in which run files would be written (default: the current directory)",
+    )
 
 
-def _export(command) -> None:
-    export = command("export", commands.export, "final parameters of a run, by name and shape")
-    export.add_argument("run", metavar="RUN")
-    export.add_argument("parameters", metavar="PARAMETERS.npz")
+def _add_export(add_command: AddCommand) -> None:
+    export = add_command(
+        "export", commands.export, "write the final parameters of a run to an .npz file, by name and shape"
+    )
+    _add_run_argument(export)
+    export.add_argument("parameters", metavar="PARAMETERS.npz", help="file to write")
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"must be a number in [0, 1), got {text!r}")
-    return share
+def _add_config_argument(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG.toml", help="settings file; see hpc-dasgd train --help")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one setting, such as exchange.topology=tree; may be repeated",
+    )
 
 
-def _constant(text: str) -> tuple[str, float]:
-    from hpc_dasgd.theory.bounds import Constants
-
-    name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if name not in Constants._fields or not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be L, sigma, Q or F_0 and a number of at least 0, got {text!r}")
-    return name, number
+def _add_run_argument(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory")
 
 
-def _rank_and_version(text: str) -> tuple[int, int]:
-    rank, _, version = text.partition(":")
-    try:
-        return int(rank), int(version)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be RANK:VERSION, got {text!r}") from None
+def _add_json_argument(parser: Parser, text: str = "print one JSON object") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
-    return int(text)
-
-
-def _positive(kind: type):
-    """A type of argument: a number above 0."""
-
-    def number(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            words = {int: "integer", float: "number"}[kind]
-            raise argparse.ArgumentTypeError(f"must be a positive {words}, got {text!r}")
-        return value
-
-    return number
+def _add_data_argument(parser: Parser) -> None:
+    parser.add_argument("--data", metavar="PATH", help="data set file, if the data set has moved since the run")
 
 
 def _train_details() -> str:
+    """Return the settings, exchanges and objectives for ``train --help``."""
     from hpc_dasgd import objectives
-    from hpc_dasgd.config.settings import exchanges_help, settings_help
+    from hpc_dasgd.config.help import exchanges_help, settings_help
 
     kinds = "\n".join(f"  {kind}: {text}" for kind, text in objectives.describe().items())
     return (
         f"\nsettings (key, default, meaning):\n{settings_help()}\n"
         f"\nexchanges:\n{exchanges_help()}\n"
-        f"\nobjectives, and the keys that [objective] takes for each:\n{kinds}\n"
+        f"\nobjectives, and the keys of [objective] that each takes:\n{kinds}\n"
     )

@@ -1,4 +1,4 @@
-"""How the program ends."""
+"""Name and exit statuses of the program."""
 
 from hpc_dasgd.errors import ConfigError
 
@@ -7,4 +7,4 @@ PROGRAM = "hpc-dasgd"
 
 
 class UsageError(ConfigError):
-    """The command line is wrong, and so on every rank."""
+    """The command line is wrong. Every rank has the same command line, and raises the same error."""

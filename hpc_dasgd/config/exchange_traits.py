@@ -1,4 +1,4 @@
-"""What each exchange can do: one record per kind, asked by every room that would otherwise compare names.
+"""What each exchange can do: one record per kind, used by every room in place of comparisons with names of kinds.
 
 A new exchange is a class in `hpc_dasgd.exchange`, a row in this table and a test file; see
 ``docs/adding-an-exchange.md``.
@@ -11,13 +11,13 @@ from typing import Any, Literal, TypeAlias
 from hpc_dasgd.errors import ConfigError
 
 Combination: TypeAlias = Literal["sum", "newest", "mean", "own"]
-"""How the contributions of all ranks become parameters: their sum, the one with the most gradients, their mean, or
-each rank its own."""
+"""How parameters are made from the contributions of all ranks: ``sum``: their sum; ``newest``: the contribution that
+contains the most gradients; ``mean``: their mean; ``own``: each rank keeps its own."""
 
 StalenessKind: TypeAlias = Literal["exact", "upper", "share", "meaningless"]
 """What the staleness computed from version vectors means. ``exact``: the number of gradients missed. ``upper``: at
-least that number, since a replica may hold more than its vector says. ``share``: a vector counts updates of which the
-replica holds a share. ``meaningless``: replicas are independent."""
+least that number, since a replica may contain more updates than its version vector counts. ``share``: a version vector
+counts updates of which the replica contains only a fraction. ``meaningless``: replicas are independent."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Remark:
     Attributes
     ----------
     text : str
+        Text of the note.
     setting, value : str
         The remark applies only if this setting of ``[exchange]`` has this value; always if `setting` is empty.
     """
@@ -36,7 +37,7 @@ class Remark:
     value: str = ""
 
     def applies(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the remark applies to a run with these settings of ``[exchange]``."""
+        """Return True if the remark applies to a run with these settings of ``[exchange]``."""
         return not self.setting or settings.get(self.setting) == self.value
 
 
@@ -62,12 +63,12 @@ class ExchangeTraits:
     topologies : tuple of str
         Overlays that ``exchange.topology`` may name; empty if the exchange ignores that setting.
     settings : tuple of str
-        Settings of ``[exchange]`` that it reads, beside ``kind``.
+        Settings of ``[exchange]`` that it uses, besides ``kind``.
     shown_settings : tuple of str
-        Those of them that tables show next to the kind.
+        The ones among `settings` that tables show next to the kind.
     whole_updates : bool
-        Whether a replica holds whole updates and its rank knows, while it trains, how stale a gradient is. The
-        convergence bounds and adaptive stepsizes need it.
+        Whether a replica contains only complete updates and the staleness of a gradient is known during training.
+        The convergence bounds and the staleness-adaptive stepsize need it.
     replayable : bool
         Whether a replica is a function of its version vector, so that a run can be recomputed from its log.
     replay_requires : tuple of (str, str)
@@ -85,7 +86,7 @@ class ExchangeTraits:
     synchronous : bool
         Whether every step is a collective operation, so that ``exchange.every`` must be 1.
     idle_unless : tuple of (str, str), optional
-        Name of the setting with a rank, and of the setting that must be true for this rank to compute gradients.
+        Name of a setting that holds a rank, and of a setting that must be true for this rank to compute gradients.
     remarks : tuple of Remark
         Notes for reports.
     """
@@ -113,17 +114,17 @@ class ExchangeTraits:
 
     @property
     def measures_staleness(self) -> bool:
-        """Whether the staleness of a run says anything about it."""
+        """Whether the staleness computed from a run is meaningful."""
         return self.staleness != "meaningless"
 
     @property
     def chooses_topology(self) -> bool:
-        """Whether ``exchange.topology`` makes a difference."""
+        """Whether the setting ``exchange.topology`` has an effect."""
         return len(self.topologies) > 1
 
     @property
     def contribution_is_own(self) -> bool:
-        """Whether a rank's contribution holds its own updates alone, before the final synchronisation of a run."""
+        """Whether a contribution contains only the rank's own updates until the final synchronisation of a run."""
         return self.combines in ("sum", "own")
 
     def idle_ranks(self, settings: Mapping[str, Any]) -> tuple[int, ...]:
@@ -137,13 +138,13 @@ class ExchangeTraits:
         return [remark.text for remark in self.remarks if remark.applies(settings)]
 
     def described(self, settings: Mapping[str, Any]) -> str:
-        """Return the kind and the settings that tables show, without those that have their usual value."""
+        """Return the kind and the values of `shown_settings`, except ``"snapshot"``, the default ``consistency``."""
         shown = (settings.get(name) for name in self.shown_settings)
         return ", ".join([self.kind, *(str(value) for value in shown if value not in (None, "snapshot"))])
 
 
-_COUNTS_LESS = Remark(
-    "a replica may hold more updates than its version vector says, so that the computed staleness is never too low"
+_UPPER_BOUND = Remark(
+    "a replica may contain more updates than its version vector counts: the computed staleness is an upper bound"
 )
 
 _TABLE: dict[str, ExchangeTraits] = {
@@ -172,7 +173,7 @@ _TABLE: dict[str, ExchangeTraits] = {
             device_windows=True,
             remarks=(
                 Remark(
-                    "`exchange.consistency` is elementwise: staleness is exact only to within the two counts between "
+                    "`exchange.consistency` is elementwise: staleness is exact only to within the two versions between "
                     "which a contribution was read",
                     setting="consistency",
                     value="elementwise",
@@ -188,11 +189,11 @@ _TABLE: dict[str, ExchangeTraits] = {
             staleness="upper",
             topologies=("complete",),
             whole_updates=True,
-            remarks=(_COUNTS_LESS,),
+            remarks=(_UPPER_BOUND,),
         ),
         ExchangeTraits(
             kind="gossip",
-            summary="reads one neighbour and averages with it, or takes its share of the mass (push-sum)",
+            summary="reads one neighbour and averages the two replicas, or takes a share of its mass (push-sum)",
             traffic="one model (push-sum: in float64)",
             implementation="hpc_dasgd.exchange.gossip.choice:make_gossip",
             combines="mean",
@@ -200,11 +201,11 @@ _TABLE: dict[str, ExchangeTraits] = {
             topologies=("complete", "ring", "torus", "exponential", "random-regular"),
             settings=("every", "max_overhead", "topology", "mixing", "degree"),
             shown_settings=("mixing", "topology"),
-            remarks=(Remark("a version vector counts updates of which a replica holds a share"),),
+            remarks=(Remark("a version vector counts updates of which a replica contains only a fraction"),),
         ),
         ExchangeTraits(
             kind="server",
-            summary="gets the model of `server_rank` and adds its update to it",
+            summary="reads the model of `server_rank` and adds its update to that model",
             traffic="three models",
             implementation="hpc_dasgd.exchange.push.server:ServerExchange",
             combines="newest",
@@ -212,12 +213,12 @@ _TABLE: dict[str, ExchangeTraits] = {
             settings=("every", "max_overhead", "server_rank", "server_computes"),
             whole_updates=True,
             idle_unless=("server_rank", "server_computes"),
-            remarks=(_COUNTS_LESS,),
+            remarks=(_UPPER_BOUND,),
         ),
         ExchangeTraits(
             kind="allreduce",
             summary="synchronous SGD: adds the mean of the updates of all ranks",
-            traffic="as the MPI does it",
+            traffic="depends on the MPI library",
             implementation="hpc_dasgd.exchange.baselines.allreduce:AllreduceExchange",
             combines="newest",
             staleness="exact",
@@ -226,7 +227,7 @@ _TABLE: dict[str, ExchangeTraits] = {
         ),
         ExchangeTraits(
             kind="none",
-            summary="trains alone",
+            summary="trains independently of the other ranks",
             traffic="nothing",
             implementation="hpc_dasgd.exchange.baselines.none:NoExchange",
             combines="own",
@@ -234,7 +235,7 @@ _TABLE: dict[str, ExchangeTraits] = {
             settings=(),
             gives_times=True,
             on_device=True,
-            remarks=(Remark("staleness between independent models means nothing"),),
+            remarks=(Remark("replicas are independent: staleness is not meaningful"),),
         ),
     )
 }
@@ -258,12 +259,12 @@ def traits_of(kind: str) -> ExchangeTraits:
 
 
 def traits_in(settings: Mapping[str, Any]) -> ExchangeTraits:
-    """Return the traits of the exchange in ``[exchange]`` of a file, of any version of the package.
+    """Return the traits of the exchange that ``[exchange]`` of a file names; the file may be of any version.
 
     Returns
     -------
     traits : ExchangeTraits
-        A record without abilities if the kind is missing or unknown to this version.
+        A record in which no optional trait is set, if the kind is missing or unknown to this version.
     """
     return _TABLE.get(str(settings.get("kind")), _UNKNOWN)
 
@@ -287,7 +288,7 @@ def kinds_with(trait: str) -> tuple[str, ...]:
 def register(traits: ExchangeTraits) -> None:
     """Add the record of an exchange that does not ship with the package.
 
-    To be called on every rank before settings that name it are loaded.
+    Call it on every rank before loading settings that name the exchange. Not collective.
 
     Raises
     ------
@@ -300,5 +301,5 @@ def register(traits: ExchangeTraits) -> None:
 
 
 def unregister(kind: str) -> None:
-    """Remove a record that `register` has added; does nothing if there is none."""
+    """Remove the record of an exchange that was added by `register`; do nothing if there is none."""
     _TABLE.pop(kind, None)

@@ -1,4 +1,5 @@
 """Text for terminals: numbers with units, tables, progress bars.
 
-Every room may import it; it imports nothing of the package. Libraries that draw are imported when something is drawn.
+Rooms on higher floors may import it; it imports nothing of the package. A new way to write numbers or tables for people
+belongs here. Libraries that draw are imported when something is drawn.
 """

@@ -2,32 +2,39 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 UNKNOWN = "-"
+"""Text of a number that is not known."""
+
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def number_text(value: object, digits: int = 4) -> str:
-    """Return a number with `digits` significant digits, integers and large numbers in full.
+    """Return a float rounded to some significant digits; integers and large numbers in full.
 
     Parameters
     ----------
     value : float, int, str or None
-        None and nan become ``"-"``; what is not a number becomes its ``str``.
+        None and nan become ``"-"``, and objects that are not numbers their ``str``.
     digits : int
-        Significant digits of a float below 10,000 in magnitude.
+        Number of significant digits. Floats of at least 10,000 in magnitude, or with more than `digits` digits
+        before the decimal point, are rounded to an integer.
 
     Examples
     --------
     >>> number_text(0.123456), number_text(12345.6), number_text(7), number_text(None)
     ('0.1235', '12346', '7', '-')
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return UNKNOWN
-    if isinstance(value, Real) and not isinstance(value, int):
-        return f"{float(value):.{digits}g}" if abs(value) < 10_000 else f"{float(value):.0f}"
-    return str(value)
+    if isinstance(value, Integral) or not isinstance(value, Real):
+        return str(value)
+    number = float(value)
+    if math.isnan(number):
+        return UNKNOWN
+    # The format "g" would write numbers that it rounds to 10**digits with an exponent.
+    return f"{number:.{digits}g}" if abs(number) < min(10_000, 10**digits - 0.5) else f"{number:.0f}"
 
 
 def count_text(count: int, noun: str) -> str:
@@ -42,19 +49,21 @@ def count_text(count: int, noun: str) -> str:
 
 
 def bytes_text(n_bytes: float) -> str:
-    """Return a number of bytes in units of powers of 1000.
+    """Return a number of bytes with three significant digits, in units of powers of 1000 up to TB.
 
     Examples
     --------
     >>> bytes_text(999), bytes_text(12_300_000)
     ('999 B', '12.3 MB')
     """
-    power = min(len(_BYTE_UNITS) - 1, int(math.log10(n_bytes)) // 3) if n_bytes >= 1 else 0
-    return f"{n_bytes / 1000**power:.3g} {_BYTE_UNITS[power]}"
+    value, power = float(n_bytes), 0
+    while value >= 999.5 and power < len(_BYTE_UNITS) - 1:  # smaller values are not rounded to 1000
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {_BYTE_UNITS[power]}" if value < 999.5 else f"{value:.0f} {_BYTE_UNITS[power]}"
 
 
 def rate_text(count: float, seconds: float) -> str:
-    """Return ``count / seconds`` per second, ``"-"`` where no time has passed.
+    """Return ``count / seconds`` as a rate, or ``"-"`` if `seconds` is not positive.
 
     Examples
     --------
@@ -68,7 +77,7 @@ def rate_text(count: float, seconds: float) -> str:
 
 
 def ranks_text(ranks: Iterable[int], most: int = 8) -> str:
-    """Return the numbers of some ranks, at most `most` of them, with their noun.
+    """Return a list of ranks as text; of more than `most` ranks, the first `most` and the number of the others.
 
     Examples
     --------

@@ -1,42 +1,63 @@
-"""What rank 0 shows while it trains: a bar on a terminal, plain lines in a file."""
+"""Progress of work: a bar on a terminal, or lines in a file."""
 
-import os
-import stat
 import sys
-from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 BAR_EVERY_S = 0.2
-LINE_EVERY_S = 10.0  # the first lines come sooner
-_LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun")
+"""Time between two updates of the bar, s."""
+
+LINE_EVERY_S = 10.0
+"""Longest time between two lines, s; the first lines follow each other sooner."""
+
+
+class _Shown(NamedTuple):
+    """Numbers at the last update."""
+
+    now_s: float
+    steps: int
+    gradients: int
+    missed: int
 
 
 class Progress:
-    """Shows steps, loss, gradients per second and mean staleness; used as a context manager.
+    """Progress of a training run: steps, loss, gradients per second and mean staleness.
+
+    It is a context manager, which closes the bar.
 
     Parameters
     ----------
     n_gradients : int or None
-        The budget, where there is one.
+        The budget of gradients, if there is one.
     shown : bool
         False on ranks that show nothing.
     begun_s : float
-        When this start of the run began, on its clock.
+        Time of the run's clock, s, at which this start of the run began.
     begun_gradients : int
-        Gradients of all ranks before.
+        Number of gradients of all ranks before this start of the run.
+    on_terminal : bool
+        Whether standard error appears on a terminal. If so, a bar is drawn; if not, lines are printed.
 
     Attributes
     ----------
     shown : bool
-        The same.
+        The parameter of that name.
     """
 
-    def __init__(self, n_gradients: int | None, shown: bool, begun_s: float = 0.0, begun_gradients: int = 0):
+    def __init__(
+        self,
+        n_gradients: int | None,
+        shown: bool,
+        begun_s: float = 0.0,
+        begun_gradients: int = 0,
+        *,
+        on_terminal: bool = False,
+    ) -> None:
         self._n_gradients = n_gradients
-        self._bar = None
+        self._bar: Any = None
         self.shown = shown
         self._every_s = 1.0
-        self._last = (begun_s, 0, begun_gradients, 0)
-        if shown and is_terminal(sys.stderr):
+        self._last = _Shown(begun_s, 0, begun_gradients, 0)
+        if shown and on_terminal:
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -52,90 +73,80 @@ class Progress:
             self._every_s = BAR_EVERY_S
         self._next_s = begun_s + self._every_s
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def due(self, now_s: float) -> bool:
-        """Whether `show` would show anything."""
+        """Return whether it is time to call `show`; always False if nothing is shown."""
         return self.shown and now_s >= self._next_s
 
     def show(self, now_s: float, *, steps: int, gradients: int, missed: int, loss: float) -> None:
-        """Show how far things are. Behind a `due` that was true.
+        """Update the bar or print a line, after `due` has returned True.
 
         Parameters
         ----------
-        now_s : float, s
+        now_s : float
+            Time of the run's clock, in seconds.
         steps : int
-            Of this rank so far.
+            Number of steps of this rank so far.
         gradients : int
-            Of all ranks so far.
+            Number of gradients of all ranks so far.
         missed : int
-            Sum of the staleness of all this rank's gradients so far.
+            Sum of the staleness of all gradients of this rank so far.
         loss : float
-            The last.
+            Loss of the last step.
         """
         self._next_s = now_s + self._every_s
-        last_s, last_steps, last_gradients, last_missed = self._last
-        self._last = (now_s, steps, gradients, missed)
-        staleness = (missed - last_missed) / max(1, steps - last_steps)
-        news = f"loss {loss:.4g}  staleness {staleness:.2g}"
+        last, self._last = self._last, _Shown(now_s, steps, gradients, missed)
+        staleness = (missed - last.missed) / max(1, steps - last.steps)
+        metrics = f"loss {loss:.4g}  staleness {staleness:.2g}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"step {steps}  {news}", refresh=False)
+            self._bar.set_postfix_str(f"step {steps}  {metrics}", refresh=False)
             self._bar.update(gradients - self._bar.n)
             return
         self._every_s = min(2 * self._every_s, LINE_EVERY_S)
-        rate = (gradients - last_gradients) / (now_s - last_s) if now_s > last_s else 0.0
+        rate = (gradients - last.gradients) / (now_s - last.now_s) if now_s > last.now_s else 0.0
         total = f"/{self._n_gradients}" if self._n_gradients else ""
-        line = f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s  {news}"
+        line = f"{now_s:8.1f} s  step {steps}  gradients {gradients}{total}  {rate:.0f}/s  {metrics}"
         print(line, file=sys.stderr, flush=True)
 
 
-def is_terminal(stream) -> bool:
-    """Whether a person watches `stream`: it is a terminal, or a pipe to a launcher whose own output is one.
+class StageBar:
+    """A bar for work in named stages, each of which counts examples. It is a context manager, which closes the bar.
 
-    ``mpiexec`` reads its ranks through pipes, also where it was typed into a terminal.
+    Parameters
+    ----------
+    on_terminal : bool
+        Whether standard error appears on a terminal; if not, nothing is shown.
     """
-    if stream.isatty():
-        return True
-    try:
-        if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
-            return False
-        process = os.getppid()
-        while process > 1:
-            status = Path(f"/proc/{process}/stat").read_text()
-            name = status[status.index("(") + 1 : status.rindex(")")]
-            if name.startswith(_LAUNCHERS):
-                return os.readlink(f"/proc/{process}/fd/{stream.fileno()}").startswith("/dev/pts/")
-            process = int(status[status.rindex(")") + 1 :].split()[1])
-    except (OSError, ValueError):
-        pass
-    return False
 
+    def __init__(self, on_terminal: bool) -> None:
+        self._on_terminal = on_terminal
+        self._bar: Any = None
+        self._stage: str | None = None
 
-class Counted:
-    """A bar for work that counts up, on a terminal alone; a context manager."""
-
-    def __init__(self):
-        self._bar, self._name = None, None
-
-    def show(self, name: str, n_done: int, n_all: int) -> None:
-        """Show how far `name` has come; `n_all` is 0 where nobody knows it."""
-        if not is_terminal(sys.stderr):
+    def show(self, stage: str, n_done: int, n_total: int) -> None:
+        """Show that `n_done` of the `n_total` examples of a stage are done; `n_total` is 0 if it is unknown."""
+        if not self._on_terminal:
             return
         from tqdm import tqdm
 
-        if name != self._name:
-            self.__exit__()
-            self._bar, self._name = tqdm(desc=name, total=n_all or None, unit=" examples", leave=False), name
+        if stage != self._stage:
+            self._close()
+            self._bar = tqdm(desc=stage, total=n_total or None, unit=" examples", leave=False)
+            self._stage = stage
         self._bar.update(n_done - self._bar.n)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -2,13 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-WIDEST = 1000  # characters; lines are neither wrapped nor cut below that
+WIDEST = 1000
+"""Longest line by default, in characters."""
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, and whether its cells are numbers, which are aligned on the right."""
+    """A column of a table.
+
+    Attributes
+    ----------
+    heading : str
+    numeric : bool
+        Whether the cells are numbers, which are aligned on the right; other cells are aligned on the left.
+    """
 
     heading: str
     numeric: bool = True
@@ -20,15 +28,16 @@ def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width:
     Parameters
     ----------
     columns : sequence of Column
-    rows : iterable of sequences of str
-        As many cells as there are columns.
-    width : int, characters
-        Longest line; what does not fit is cut.
+        The columns, from left to right.
+    rows : iterable of sequence of str
+        One cell for each column.
+    width : int
+        Longest line in characters; longer lines are cut.
 
     Returns
     -------
     lines : list of str
-        Without blanks at their ends, and without colours.
+        Lines without colours and without blanks at their ends.
 
     Examples
     --------
@@ -41,7 +50,7 @@ def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     for column in columns:
-        justify = "right" if column.numeric else "left"
+        justify: Literal["left", "right"] = "right" if column.numeric else "left"
         table.add_column(Text(column.heading), justify=justify, no_wrap=True, overflow="crop")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -1,5 +1,5 @@
-"""Data sets: opened, checked, read, sampled, and converted from other formats.
+"""Data sets: opening, checking, reading and sampling them, and converting other formats to data set files.
 
-Every room above `arrays` may import it. A new source format is a module in `convert`; a data set that ships with the
-package is a file in `datasets`.
+Rooms on higher floors may import it. A new source format is a module in `convert`; a data set that ships with the
+package is a file in ``datasets``. ``docs/file-format.md`` describes the file format.
 """

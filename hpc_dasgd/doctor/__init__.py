@@ -1,5 +1,5 @@
-"""Measurements of the MPI, the network and the file system at hand, and what to set.
+"""Measurements of the MPI library, the network and the file system, and recommended settings.
 
-The command line imports it. A new measurement goes into `measurements`, what it means into `checks`; checks that need
-no measurement are in ``runtime/launch_checks.py``.
+Only the command line imports it. A new measurement is added to `measurements`, its interpretation to `checks`; checks
+that need no measurement are in ``runtime/launch_checks.py``.
 """

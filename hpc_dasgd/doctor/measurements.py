@@ -1,40 +1,52 @@
-"""What one-sided calls cost here, and whether they need the target's help. Everything is collective."""
+"""Measurements of one-sided calls: latency, bandwidth, progress without the target, consistency of reads."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpc_dasgd.arrays.types import Float64s
 from hpc_dasgd.errors import WindowError
 from hpc_dasgd.exchange.reader import Neighbour, PublicationThrottle, Reader
 from hpc_dasgd.runtime.launch_checks import LaunchSurvey, survey_launch
-from hpc_dasgd.window.memory import WindowMemory
-from hpc_dasgd.window.publication import PublicationWindow, Word
+from hpc_dasgd.window.memory import Transfer, WindowMemory
+from hpc_dasgd.window.publication import HeaderField, PublicationWindow
+from hpc_dasgd.window.slots import PublicationLayout
 
-SLEEP_S = 0.4  # of a target that makes no call of MPI
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+SLEEP_S = 0.4  # time for which the target makes no MPI calls
 BULK_BYTES = 1 << 25
-_SMALL, _BULK = 100, 5  # calls that a median is taken of
-_ASLEEP_AFTER_S = 0.1  # when the target is asleep for sure
+_SMALL_CALLS, _BULK_CALLS = 100, 5  # number of samples per median
+_ASLEEP_AFTER_S = 0.1  # time after which the target is certainly asleep
 _TEAR_S, _TEAR_PARAMS, _TEAR_SLOTS = 0.5, 1 << 18, 3
 _TAG = 104
 
 
 @dataclass(frozen=True)
 class Link:
-    """One-sided calls from rank 0 to another rank.
+    """Measurements of one-sided calls from rank 0 to another rank.
 
     Attributes
     ----------
     rank : int
+        Rank of the target.
     same_node : bool
+        True if the target is on the same node as rank 0.
     get_s, accumulate_s : float, s
-        Of 8 bytes, while the target waits inside MPI: medians.
-    get_bytes_per_s, accumulate_bytes_per_s, memcpy_bytes_per_s : float
-        Of 32 MiB, likewise; of a copy by rank 0.
+        Median time of a call with 8 bytes, while the target waits inside MPI.
+    get_bytes_per_s, accumulate_bytes_per_s : float, bytes/s
+        Bandwidth of calls with 32 MiB, while the target waits inside MPI.
+    memcpy_bytes_per_s : float, bytes/s
+        Bandwidth of a copy of 32 MiB by rank 0.
     asleep_get_s, asleep_accumulate_s : float, s
-        Of 1 MiB, while the target makes no call of MPI for `SLEEP_S`.
+        Time of a call with 1 MiB, while the target makes no MPI calls for `SLEEP_S`.
     n_reads, n_dropped, n_torn : int
-        Publications read while their owner wrote as fast as it could: accepted, dropped, accepted though torn.
+        Number of accepted reads, of dropped reads, and of accepted reads that mix several publications (must be 0),
+        while the target wrote new publications as fast as possible.
     """
 
     rank: int
@@ -53,15 +65,16 @@ class Link:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was found out about this launch; links on rank 0 alone.
+    """Results of `measure`.
 
     Attributes
     ----------
     survey : LaunchSurvey
+        Description of the launch, from `survey_launch`.
     window_error : str
-        Why there are no windows; empty where there are.
+        Why windows cannot be used; empty if they can.
     links : list of Link
-        To one rank of the same node, to one of another.
+        On rank 0: at most one to a rank of the same node and one to a rank of another node. Empty on other ranks.
     """
 
     survey: LaunchSurvey
@@ -69,8 +82,8 @@ class Measurements:
     links: list[Link] = field(default_factory=list)
 
 
-def measure(comm) -> Measurements:
-    """Find out about the launch and the network; takes some seconds."""
+def measure(comm: "MPI.Intracomm") -> Measurements:
+    """Survey the launch and measure one-sided calls. Collective over `comm`; takes some seconds."""
     survey = survey_launch(comm)
     nodes = survey.nodes
     links = []
@@ -84,40 +97,50 @@ def measure(comm) -> Measurements:
     return Measurements(survey, links=[link for link in links if link is not None])
 
 
-def _measure_link(comm, target: int, same_node: bool) -> Link | None:
+def _measure_link(comm: "MPI.Intracomm", target: int, same_node: bool) -> Link | None:
+    """Measure calls from rank 0 to `target`; return None on other ranks. Collective over `comm`."""
     memory = WindowMemory(comm, BULK_BYTES)
-    costs = _origin(comm, memory, target) if comm.rank == 0 else _target(comm, target)
+    costs: dict[str, float] = {}
+    if comm.rank == 0:
+        costs = _measure_as_origin(comm, memory, target)
+    elif comm.rank == target:
+        _serve_as_target(comm)
     comm.Barrier()
     memory.free()
     torn = _tear(comm, target)
-    return Link(target, same_node, **costs, **torn) if comm.rank == 0 else None
+    if comm.rank != 0:
+        return None
+    return Link(
+        rank=target,
+        same_node=same_node,
+        memcpy_bytes_per_s=_memcpy_bytes_per_s(),
+        n_reads=torn["n_reads"],
+        n_dropped=torn["n_dropped"],
+        n_torn=torn["n_torn"],
+        **costs,
+    )
 
 
-def _origin(comm, memory: WindowMemory, target: int) -> dict[str, float]:
+def _measure_as_origin(comm: "MPI.Intracomm", memory: WindowMemory, target: int) -> dict[str, float]:
+    """Time calls to `target`, which runs `_serve_as_target`."""
     small, bulk = np.zeros(2), np.zeros(BULK_BYTES // 8)
     back, megabyte = np.zeros_like(bulk), bulk[: bulk.size // 32]
 
-    def get(values):
+    def get(values: Float64s) -> float:
         return _seconds(lambda: memory.read(target, 0, values))
 
-    def accumulate(values):
+    def accumulate(values: Float64s) -> float:
         return _seconds(lambda: memory.add(target, 0, values, back[: values.size]))
 
-    def median(call, values, n):
-        return float(np.median([call(values) for _ in range(n + 1)][1:]))
+    def median(call: Callable[[Float64s], float], values: Float64s, n_calls: int) -> float:
+        return float(np.median([call(values) for _ in range(n_calls + 1)][1:]))
 
     costs = {
-        "get_s": median(get, small[:1], _SMALL),
-        "accumulate_s": median(accumulate, small[:1], _SMALL),
-        "get_bytes_per_s": BULK_BYTES / median(get, bulk, _BULK),
-        "accumulate_bytes_per_s": BULK_BYTES / median(accumulate, bulk, _BULK),
+        "get_s": median(get, small[:1], _SMALL_CALLS),
+        "accumulate_s": median(accumulate, small[:1], _SMALL_CALLS),
+        "get_bytes_per_s": BULK_BYTES / median(get, bulk, _BULK_CALLS),
+        "accumulate_bytes_per_s": BULK_BYTES / median(accumulate, bulk, _BULK_CALLS),
     }
-    copies = []
-    for _ in range(_BULK + 1):
-        begun_s = time.perf_counter()
-        np.copyto(back, bulk)
-        copies.append(time.perf_counter() - begun_s)
-    costs["memcpy_bytes_per_s"] = BULK_BYTES / float(np.median(copies[1:]))
     for name, call in (("asleep_get_s", get), ("asleep_accumulate_s", accumulate)):
         comm.send(True, target, tag=_TAG)
         time.sleep(_ASLEEP_AFTER_S)
@@ -127,14 +150,26 @@ def _origin(comm, memory: WindowMemory, target: int) -> dict[str, float]:
     return costs
 
 
-def _target(comm, target: int) -> None:
-    if comm.rank == target:
-        while comm.recv(source=0, tag=_TAG):
-            time.sleep(SLEEP_S + _ASLEEP_AFTER_S)
-            comm.send(None, 0, tag=_TAG)
+def _serve_as_target(comm: "MPI.Intracomm") -> None:
+    """Wait inside MPI; sleep without MPI calls whenever rank 0 asks for it, until rank 0 ends the measurement."""
+    while comm.recv(source=0, tag=_TAG):
+        time.sleep(SLEEP_S + _ASLEEP_AFTER_S)
+        comm.send(None, 0, tag=_TAG)
 
 
-def _seconds(begin) -> float:
+def _memcpy_bytes_per_s() -> float:
+    """Return the bandwidth of copies within the memory of this process. Not collective."""
+    source, target = np.ones((2, BULK_BYTES // 8))  # pages that were never written would be copied faster
+    times_s = []
+    for _ in range(_BULK_CALLS + 1):
+        begun_s = time.perf_counter()
+        np.copyto(target, source)
+        times_s.append(time.perf_counter() - begun_s)
+    return BULK_BYTES / float(np.median(times_s[1:]))
+
+
+def _seconds(begin: Callable[[], Transfer]) -> float:
+    """Return the time, in s, from the start of a transfer to its completion."""
     begun_s = time.perf_counter()
     transfer = begin()
     while not transfer.done():
@@ -142,9 +177,9 @@ def _seconds(begin) -> float:
     return time.perf_counter() - begun_s
 
 
-def _tear(comm, target: int) -> dict[str, int]:
-    """Read publications of `target` while it writes new ones as fast as it can."""
-    window = PublicationWindow(comm, _TEAR_PARAMS, np.float32, _TEAR_SLOTS)
+def _tear(comm: "MPI.Intracomm", target: int) -> dict[str, int]:
+    """Read publications of `target` while it writes new ones as fast as possible. Collective over `comm`."""
+    window = PublicationWindow(comm, PublicationLayout(_TEAR_PARAMS, np.float32, _TEAR_SLOTS))
     counts = {"n_reads": 0, "n_dropped": 0, "n_torn": 0}
     comm.Barrier()
     end_s = time.perf_counter() + _TEAR_S
@@ -152,7 +187,7 @@ def _tear(comm, target: int) -> dict[str, int]:
         version = 0
         while time.perf_counter() < end_s:
             version += 1
-            window.set_word(Word.VERSION, version)
+            window.set_field(HeaderField.VERSION, version)
             slot = window.channels[0].begin()
             slot.payload.fill(version)
             slot.versions[0] = version

@@ -1,75 +1,46 @@
-"""How updates travel between ranks; one file per exchange, all with the interface of `interface.Exchange`."""
+"""From settings to an exchange: the only module that knows where the classes of exchanges are."""
 
+from collections.abc import Callable
+from importlib import import_module
+
+from hpc_dasgd.config.exchange_traits import traits_of
 from hpc_dasgd.config.settings import ExchangeConfig
-from hpc_dasgd.exchange.interface import Exchange
+from hpc_dasgd.exchange.interface import Exchange, ExchangeSetup
 from hpc_dasgd.exchange.mirrored import MirroredExchange
-from hpc_dasgd.overlay import topology
-from hpc_dasgd.runtime import collective
 
 
-def make_exchange(config: ExchangeConfig, comm, x0, seed: int = 0, device=None) -> Exchange:
-    """Make the exchange that `config` names, every replica at `x0`. Collective over `comm`.
+def make_exchange(setup: ExchangeSetup) -> Exchange:
+    """Return the exchange that the settings name. Collective over ``setup.comm``.
 
-    Parameters
-    ----------
-    config : ExchangeConfig
-    comm : MPI.Intracomm
-    x0 : ndarray, shape (n_params,), float32 or float64
-    seed : int
-        Of random overlays.
-    device : Host or Gpu, optional
-        Where replicas are; ranks may have different ones.
+    An exchange that works in host memory is mirrored on the device; see `MirroredExchange`.
+
+    Raises
+    ------
+    ConfigError
+        If no exchange of this kind is registered.
     """
-    if device is None or device.on_host or config.kind in ("read", "none"):
-        return _make(config, comm, x0, seed, device)
-    return MirroredExchange(_make(config, comm, x0, seed, None), device)
+    make = _implementation(setup.settings.kind)
+    on_host = setup.device is None or setup.device.on_host
+    if on_host or traits_of(setup.settings.kind).on_device:
+        return make(setup)
+    return MirroredExchange(setup, make)
 
 
-def _make(config: ExchangeConfig, comm, x0, seed: int, device) -> Exchange:
-    every = 1 if config.every == "auto" else config.every
-    if config.kind == "read":
-        from hpc_dasgd.exchange.read.exchange import ReadExchange
+def check_settings(settings: ExchangeConfig, n_ranks: int) -> None:
+    """Check settings of an exchange against the number of ranks. Not collective.
 
-        return ReadExchange(
-            comm,
-            x0,
-            tree=_tree(config, comm),
-            consistency=config.consistency,
-            every=every,
-            reads_in_flight=config.reads_in_flight,
-            heartbeat_timeout_s=config.heartbeat_timeout_s if config.survive else None,
-            device=device,
-            device_windows=config.device_windows,
-        )
-    if config.kind == "accumulate":
-        from hpc_dasgd.exchange.push.accumulate import AccumulateExchange
-
-        return AccumulateExchange(comm, x0, every=every)
-    if config.kind == "server":
-        from hpc_dasgd.exchange.push.server import ServerExchange
-
-        return ServerExchange(
-            comm, x0, server_rank=config.server_rank, server_computes=config.server_computes, every=every
-        )
-    if config.kind == "gossip":
-        from hpc_dasgd.exchange.gossip.average import AverageExchange
-        from hpc_dasgd.exchange.gossip.push_sum import PushSumExchange
-
-        neighbours = topology.graph_neighbours(config.topology, comm.rank, comm.size, degree=config.degree, seed=seed)
-        gossip = {"average": AverageExchange, "push-sum": PushSumExchange}[config.mixing]
-        return gossip(comm, x0, neighbours=neighbours, every=every)
-    if config.kind == "allreduce":
-        from hpc_dasgd.exchange.baselines.allreduce import AllreduceExchange
-
-        return AllreduceExchange(comm, x0)
-    from hpc_dasgd.exchange.baselines.none import NoExchange
-
-    return NoExchange(comm, x0, device)
+    Raises
+    ------
+    ConfigError
+        If no exchange of this kind is registered, or its settings cannot be used on this number of ranks.
+    """
+    implementation = _implementation(settings.kind)
+    if isinstance(implementation, type) and issubclass(implementation, Exchange):
+        implementation.check_settings(settings, n_ranks)
 
 
-def _tree(config: ExchangeConfig, comm):
-    """The neighbours of a rank as a function of it; None for the complete overlay."""
-    if config.topology == "complete":
-        return None
-    nodes = collective.node_of_each_rank(comm)
-    return lambda rank: topology.tree_neighbours(config.topology, rank, nodes, fan_out=config.fan_out)
+def _implementation(kind: str) -> Callable[[ExchangeSetup], Exchange]:
+    """Import the class of an exchange, or the function that chooses one."""
+    module, _, name = traits_of(kind).implementation.partition(":")
+    implementation: Callable[[ExchangeSetup], Exchange] = getattr(import_module(module), name)
+    return implementation

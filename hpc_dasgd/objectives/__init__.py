@@ -1,8 +1,8 @@
-"""Objectives: the functions that are minimized, those that ship and the user's own.
+"""Objectives: the functions that are minimized, those of the package and those of users.
 
-Training, analysis and planning import it. A new objective that ships is a module here and a line in `registry`; what
-each must offer is described in `interface.Objective`. `from_torch` and `from_jax` load their library when they are
-asked for.
+Training, analysis and planning import it. A new objective of the package is a module here and an entry in `registry`;
+`interface.Objective` describes what each must offer. `from_torch` and `from_jax` import PyTorch and JAX when they are
+first used.
 """
 
 from importlib import import_module

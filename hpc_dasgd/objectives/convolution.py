@@ -1,21 +1,37 @@
-"""Layers of convolutions over images, by matrix products.
+"""Convolution layers on images, computed as matrix products.
 
-Images lie as (channels, height, width, rows): so windows are copied in long runs, and a matrix product reads and
-writes the values of a whole batch as they lie. What a step needs is kept for the next one.
+Images have the shape (channels, height, width, rows). With the rows of a batch last, patches are copied in long
+contiguous runs, and a matrix product reads and writes the values of a whole batch without a transposition. Work arrays
+are reused by the next step. A name ``by_x`` stands for the gradient with respect to ``x``.
 """
 
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-from hpc_dasgd.arrays.arithmetic import into, namespace, sliding_patches, split_maximum
+from hpc_dasgd.arrays.arithmetic import backpropagate_maximum, compute_into, namespace, sliding_patches
+from hpc_dasgd.arrays.types import Array, DType, Namespace
+
+LayerArrays = Sequence[tuple[Array, Array]]
+"""Weight and bias of each layer, or the gradients with respect to them."""
 
 
-class Layer(NamedTuple):
-    """A convolution that keeps height and width, a bias per channel, pooling if asked for, and relu.
+class LayerShape(NamedTuple):
+    """Sizes of a layer: a convolution, a bias per channel, optional pooling, and relu.
 
-    Images have a margin of zeros, and the kernel, which is odd, moves by one. Pooling takes the largest of 2 x 2
-    values, and leaves out a last odd row or column.
+    The convolution keeps height and width: the kernel moves by one pixel, and images are padded with zeros. Pooling
+    takes the maximum of 2 x 2 values; the last row or column of an odd height or width is ignored.
+
+    Attributes
+    ----------
+    n_in, n_out : int
+        Number of channels of the images and of the values.
+    kernel : int, odd
+        Height and width of the kernel.
+    height, width : int
+        Height and width of the images.
+    pools : bool
+        Whether the layer has pooling.
     """
 
     n_in: int
@@ -26,146 +42,151 @@ class Layer(NamedTuple):
     pools: bool
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int]]:
+    def parameter_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of weight and bias."""
         return (self.n_out, self.n_in, self.kernel, self.kernel), (self.n_out,)
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the values."""
-        halved = 2 if self.pools else 1
-        return self.n_out, self.height // halved, self.width // halved
+        divisor = 2 if self.pools else 1
+        return self.n_out, self.height // divisor, self.width // divisor
 
     @property
-    def n_patches(self) -> int:
-        """Numbers in the windows of one image, or of its gradient if that is more: most of what a step needs."""
+    def n_patch_values(self) -> int:
+        """Number of values in the patches of one image or of its gradient, whichever are more."""
         return max(self.n_in, self.n_out) * self.kernel**2 * self.height * self.width
 
 
 class Convolutions:
-    """Layers one after another, and their work arrays for batches of one size.
+    """Layers one after another, with work arrays for batches of one size.
 
     Parameters
     ----------
-    layers : sequence of Layer
-        Each for the values of the one before.
+    layers : sequence of LayerShape
+        Each takes the values of the layer before it as its images.
     xp : module
         Array namespace.
     dtype : dtype
+        Floating dtype of all arrays.
     n_rows : int
-        Images in a batch.
+        Number of images in a batch.
 
     Attributes
     ----------
     images : array, shape (n_in, height, width, n_rows)
-        Of the first layer; to be filled before `forward`.
+        Images of the first layer, to be filled before `forward`.
     features : array, shape (n_features, n_rows)
         Values of the last layer.
     by_features : array, shape (n_features, n_rows)
-        Gradient by the features; to be filled before `backward`.
+        Gradient with respect to the features, to be filled before `backward`.
     """
 
-    def __init__(self, layers: Sequence[Layer], xp, dtype, n_rows: int):
-        self._layers = [_Work(layer, xp, dtype, n_rows, layer is layers[0]) for layer in layers]
+    def __init__(self, layers: Sequence[LayerShape], xp: Namespace, dtype: DType, n_rows: int) -> None:
+        self._layers = [_Layer(layer, xp, dtype, n_rows, layer is layers[0]) for layer in layers]
         n_features = prod(layers[-1].out_shape)
         self.features = xp.empty((n_features, n_rows), dtype=dtype)
         self.by_features = xp.empty((n_features, n_rows), dtype=dtype)
         shape = (*layers[-1].out_shape, n_rows)
         self.images = self._layers[0].images
-        self._values = [*(work.images for work in self._layers[1:]), xp.reshape(self.features, shape)]
-        self._deltas = [*(work.by_images for work in self._layers[1:]), xp.reshape(self.by_features, shape)]
+        self._values = [*(layer.images for layer in self._layers[1:]), xp.reshape(self.features, shape)]
+        self._by_values = [*(layer.by_images for layer in self._layers[1:]), xp.reshape(self.by_features, shape)]
 
-    def forward(self, parameters) -> None:
-        """Fill `features`, given the (weight, bias) of each layer."""
-        for work, (weight, bias), value in zip(self._layers, parameters, self._values, strict=True):
-            work.forward(weight, bias, value)
+    def forward(self, parameters: LayerArrays) -> None:
+        """Fill `features`, given the parameters of each layer."""
+        for layer, (weight, bias), value in zip(self._layers, parameters, self._values, strict=True):
+            layer.forward(weight, bias, value)
 
-    def backward(self, parameters, gradients) -> None:
-        """Fill the gradients by weight and bias of each layer; once for every `forward`."""
-        steps = zip(self._layers, parameters, gradients, self._values, self._deltas, strict=True)
-        for work, (weight, _), (by_weight, by_bias), value, delta in reversed(list(steps)):
-            work.backward(value, delta, by_weight, by_bias)
-            if work is not self._layers[0]:
-                work.differentiate_by_images(weight)
+    def backward(self, parameters: LayerArrays, gradients: LayerArrays) -> None:
+        """Fill the gradients of each layer; may be called at most once after each call of `forward`."""
+        steps = zip(self._layers, parameters, gradients, self._values, self._by_values, strict=True)
+        for layer, (weight, _), (by_weight, by_bias), value, by_value in reversed(list(steps)):
+            layer.backward(value, by_value, by_weight, by_bias)
+            if layer is not self._layers[0]:
+                layer.backward_to_images(weight)
 
 
-class _Work:
-    """One layer with its arrays; nobody asks for the gradient by the images of the first.
+class _Layer:
+    """One layer and its work arrays, of which the first layer needs none for the gradient of its images.
 
-    `_sums`, `_wide` and the patches hold values on the way up, and gradients on the way down.
+    `_sums`, `_column_maxima` and the patches contain values after `forward` and gradients after `backward`.
     """
 
-    def __init__(self, layer: Layer, xp, dtype, n_rows: int, first: bool):
-        n_in, n_out, kernel, height, width, self._pools = layer
+    def __init__(self, shape: LayerShape, xp: Namespace, dtype: DType, n_rows: int, is_first: bool) -> None:
+        n_in, n_out, kernel, height, width, self._pools = shape
         area = (height, width, n_rows)
         self._kernel = kernel
         self._padded, self.images = _with_margin(xp, dtype, (n_in, *area), kernel // 2)
-        n_patched = n_in if first else max(n_in, n_out)
-        patches = xp.empty((n_patched * kernel**2, prod(area)), dtype=dtype)
+        n_channels = n_in if is_first else max(n_in, n_out)
+        patches = xp.empty((n_channels * kernel**2, prod(area)), dtype=dtype)
         self._patches = patches[: n_in * kernel**2, :]
-        if not first:
-            self._delta_patches = patches[: n_out * kernel**2, :]
+        if not is_first:
+            self._gradient_patches = patches[: n_out * kernel**2, :]
             self.by_images = xp.empty((n_in, *area), dtype=dtype)
-            self._padded_delta, self._delta = _with_margin(xp, dtype, (n_out, *area), kernel // 2)
+            self._padded_by_sums, self._by_sums = _with_margin(xp, dtype, (n_out, *area), kernel // 2)
         self._sums = xp.empty((n_out, *area), dtype=dtype)
-        self._by_relu = self._sums
+        self._by_pooled = self._sums
         if self._pools:
-            self._wide = xp.empty((n_out, height, width // 2, n_rows), dtype=dtype)
-            self._by_relu = xp.empty((*layer.out_shape, n_rows), dtype=dtype)
-            even, half = width // 2 * 2, height // 2 * 2
-            self._columns = self._sums[:, :, 0:even:2, :], self._sums[:, :, 1:even:2, :]
-            self._rows = self._wide[:, 0:half:2, :, :], self._wide[:, 1:half:2, :, :]
-            edges = self._sums[:, :, even:, :], self._wide[:, half:, :, :]
-            self._left_out = [edge for edge in edges if prod(edge.shape)]
+            self._column_maxima = xp.empty((n_out, height, width // 2, n_rows), dtype=dtype)
+            self._by_pooled = xp.empty((*shape.out_shape, n_rows), dtype=dtype)
+            even_width, even_height = width // 2 * 2, height // 2 * 2
+            self._columns = self._sums[:, :, 0:even_width:2, :], self._sums[:, :, 1:even_width:2, :]
+            maxima = self._column_maxima
+            self._rows = maxima[:, 0:even_height:2, :, :], maxima[:, 1:even_height:2, :, :]
+            edges = self._sums[:, :, even_width:, :], maxima[:, even_height:, :, :]
+            self._unpooled = [edge for edge in edges if prod(edge.shape)]
 
-    def forward(self, weight, bias, value) -> None:
+    def forward(self, weight: Array, bias: Array, value: Array) -> None:
+        """Fill `value`, given that `images` is filled."""
         xp = namespace(weight)
-        self._gather(self._patches, self._padded)
-        into(_rows(self._sums), xp.matmul, _rows(weight), self._patches)
+        self._copy_patches(self._patches, self._padded)
+        compute_into(_as_matrix(self._sums), xp.matmul, _as_matrix(weight), self._patches)
         sums = self._sums
         if self._pools:
-            into(self._wide, xp.maximum, *self._columns)
-            into(value, xp.maximum, *self._rows)
+            compute_into(self._column_maxima, xp.maximum, *self._columns)
+            compute_into(value, xp.maximum, *self._rows)
             sums = value
-        into(value, xp.add, sums, xp.reshape(bias, (-1, 1, 1, 1)))
-        into(value, xp.maximum, value, 0)
+        compute_into(value, xp.add, sums, xp.reshape(bias, (-1, 1, 1, 1)))
+        compute_into(value, xp.maximum, value, 0)
 
-    def backward(self, value, delta, by_weight, by_bias) -> None:
-        """Fill the gradients by weight and bias, given `delta`, the one by `value`."""
+    def backward(self, value: Array, by_value: Array, by_weight: Array, by_bias: Array) -> None:
+        """Fill `by_weight` and `by_bias`, given `by_value`."""
         xp = namespace(value)
-        into(self._by_relu, xp.greater, value, 0)
-        into(self._by_relu, xp.multiply, self._by_relu, delta)
-        into(by_bias, xp.sum, self._by_relu, axis=(1, 2, 3))
+        compute_into(self._by_pooled, xp.greater, value, 0)
+        compute_into(self._by_pooled, xp.multiply, self._by_pooled, by_value)
+        compute_into(by_bias, xp.sum, self._by_pooled, axis=(1, 2, 3))
         if self._pools:
-            split_maximum(self._by_relu, *self._rows)
-            for edge in self._left_out:
+            backpropagate_maximum(self._by_pooled, *self._rows)
+            for edge in self._unpooled:
                 edge[...] = 0
-            split_maximum(self._wide, *self._columns)
-        into(_rows(by_weight), xp.matmul, _rows(self._sums), self._patches.T)
+            backpropagate_maximum(self._column_maxima, *self._columns)
+        compute_into(_as_matrix(by_weight), xp.matmul, _as_matrix(self._sums), self._patches.T)
 
-    def differentiate_by_images(self, weight) -> None:
-        """Fill `by_images`: the convolution of the gradient with the turned kernel, which is faster than adding
-        up what falls on a pixel from every window that holds it.
+    def backward_to_images(self, weight: Array) -> None:
+        """Fill `by_images`, after `backward`.
+
+        It is the convolution of the gradient with the kernel rotated by 180 degrees. This is faster than adding the
+        gradients of all patches that contain a pixel.
         """
         xp = namespace(weight)
-        self._delta[...] = self._sums
-        self._gather(self._delta_patches, self._padded_delta)
-        turned = xp.moveaxis(xp.flip(weight, axis=(2, 3)), 0, 1)
-        into(_rows(self.by_images), xp.matmul, _rows(turned), self._delta_patches)
+        self._by_sums[...] = self._sums
+        self._copy_patches(self._gradient_patches, self._padded_by_sums)
+        rotated = xp.moveaxis(xp.flip(weight, axis=(2, 3)), 0, 1)
+        compute_into(_as_matrix(self.by_images), xp.matmul, _as_matrix(rotated), self._gradient_patches)
 
-    def _gather(self, patches, padded) -> None:
-        """Copy the window around every pixel of every image into a column of `patches`."""
-        found = sliding_patches(padded, self._kernel)
-        namespace(patches).reshape(patches, found.shape)[...] = found
+    def _copy_patches(self, out: Array, padded: Array) -> None:
+        """Copy the patch around each pixel of each image into a column of `out`."""
+        patches = sliding_patches(padded, self._kernel)
+        namespace(out).reshape(out, patches.shape)[...] = patches
 
 
-def _with_margin(xp, dtype, shape, margin: int):
-    """Return images of zeros with a margin on all sides, and the view of them without it."""
+def _with_margin(xp: Namespace, dtype: DType, shape: tuple[int, int, int, int], margin: int) -> tuple[Array, Array]:
+    """Return zeros of the given shape with a margin around height and width, and the view without the margin."""
     n_channels, height, width, n_rows = shape
     padded = xp.zeros((n_channels, height + 2 * margin, width + 2 * margin, n_rows), dtype=dtype)
     return padded, padded[:, margin : margin + height, margin : margin + width, :]
 
 
-def _rows(array):
-    """Return `array` as a matrix whose rows are its first axis."""
+def _as_matrix(array: Array) -> Array:
+    """Return `array` as a matrix whose first axis is that of `array`."""
     return namespace(array).reshape(array, (array.shape[0], -1))

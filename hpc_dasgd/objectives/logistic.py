@@ -1,32 +1,33 @@
 """Logistic regression."""
 
+from hpc_dasgd.data.dataset import Dataset
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.objectives.linear import classifier, require_classes
 from hpc_dasgd.objectives.losses import BINARY_CROSS_ENTROPY
 from hpc_dasgd.objectives.network import Network
 
 
-def logistic(data, *, l2: float = 0.0) -> Network:
+def logistic(data: Dataset, *, l2: float = 0.0) -> Network:
     """Logistic regression on two classes.
 
-    ``f = mean of log(1 + exp(o)) - y o + l2/2 |parameters|**2`` with ``o = x weight + bias``, starting at
-    zero. Its constants: ``L``, a bound, is 1/4 of the mean of ``1 + |x|**2``, plus `l2`; ``mu`` is `l2`;
-    ``F_0``, a bound, is log 2.
+    ``f = mean of log(1 + exp(o)) - y o + l2/2 |parameters|**2`` with ``o = x weight + bias``. All parameters start at
+    zero. Known constants are ``L`` (an upper bound: `l2` plus 1/4 of the mean of ``1 + |x|**2``), ``mu`` (`l2`) and
+    ``F_0`` (an upper bound: log 2).
 
     Parameters
     ----------
     data : Dataset
-        With two classes.
+        A data set with two classes.
     l2 : float, at least 0
-        Regularization, biases included.
+        Factor of the regularization, which includes biases.
 
     Raises
     ------
     ConfigError
-        If `data` has not exactly two classes, or `l2` is negative.
+        If `data` does not have exactly two classes, or `l2` is negative.
     """
-    require_classes(data, "logistic")
-    if data.n_classes != 2:
+    n_classes = require_classes(data, "logistic")
+    if n_classes != 2:
         rule = '`data.path` must hold exactly 2 classes for `objective.kind` = "logistic"'
-        raise ConfigError(f"{rule}, got {data.n_classes}; softmax takes any number")
-    return classifier(data, BINARY_CROSS_ENTROPY, 1, l2)
+        raise ConfigError(f"{rule}, got {n_classes}; softmax takes any number")
+    return classifier(data, n_classes, 1, BINARY_CROSS_ENTROPY, l2)

@@ -1,4 +1,4 @@
-"""Overlays: which rank reads which, and the sums of contributions that travel along their edges. Pure functions.
+"""Overlays: which rank reads which other rank, and the sums of contributions along their edges, as pure functions.
 
-Every room above `arrays` may import it. A new graph or tree is a function in `topology`.
+Rooms on higher floors may import it. A new graph or tree is a function in `topology`.
 """

@@ -1,79 +1,132 @@
-"""What simulated ranks show each other: how many updates of which ranks, and no parameters.
+"""Publications of simulated ranks: version vectors without parameters.
 
-A rank's vector `held` counts the updates of some ranks, the sources, that its replica holds. `own` is its own entry
-there, -1 where it is no source.
+The version vector of a rank counts the updates in its replica, but only those of some ranks: the sources. In all
+methods, `vector` is the version vector of the rank, shape (n_sources,), int32, and `column` is the index of its own
+entry there; -1 if the rank is not a source.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-_PIECES = 16  # in which a rank reads all others; with fewer others each is read at a moment of its own
-_PIECES_SAMPLED = 8
+from hpc_dasgd.arrays.types import AnyArray, Int64s
+
+_PIECES = 16  # number of parts in which a rank reads all others; with at most 16 others, each is read by itself
+_PIECES_SAMPLED = 8  # number of parts if not all ranks are sources
 
 
-class Complete:
-    """Every rank reads all others, in order, a piece of them at a moment."""
+ReadPiece: TypeAlias = tuple[float, float, float]
+"""Some neighbours that a rank reads at one time: the number of neighbours checked for a new publication (a mean if not
+all ranks are sources), the number of new publications, and the fraction of the neighbours that are on other nodes."""
 
-    def __init__(self, nodes: Sequence[int], sources: np.ndarray):
+
+class Overlay(Protocol):
+    """Publications of all ranks, and which ranks read which.
+
+    Attributes
+    ----------
+    n_links : int
+        Number of pairs of a reader and the rank that it reads.
+    """
+
+    n_links: int
+
+    def degree(self, rank: int) -> tuple[int, bool]:
+        """Return the number of neighbours of a rank, and whether it passes on what it reads."""
+
+    def read(self, rank: int, column: int, vector: AnyArray) -> Iterator[ReadPiece]:
+        """Update the version vector of a rank from the publications of its neighbours, piece by piece."""
+
+    def publish(self, rank: int, column: int, vector: AnyArray) -> None:
+        """Publish the version vector of a rank."""
+
+
+class CompleteOverlay(Overlay):
+    """Overlay on which every rank reads all others in order, one part of them at a time.
+
+    Parameters
+    ----------
+    nodes : sequence of int
+        Node of each rank.
+    sources : ndarray, shape (n_sources,), int64
+        The ranks whose updates are counted.
+    """
+
+    def __init__(self, nodes: Sequence[int], sources: Int64s) -> None:
         n_ranks, n_sources = len(nodes), sources.size
         n_pieces = min(n_sources, _PIECES if n_sources == n_ranks else _PIECES_SAMPLED)
         self._bounds = np.linspace(0, n_sources, n_pieces + 1).astype(int).tolist()
         if n_sources == n_ranks <= _PIECES + 1:
             self._bounds = list(range(n_ranks + 1))
         self._ranks_per_source = n_ranks / n_sources
-        self._shown = np.zeros(n_sources, np.int32)
+        self._published = np.zeros(n_sources, np.int32)
         _, node, counts = np.unique(nodes, return_inverse=True, return_counts=True)
-        self._across = ((n_ranks - counts) / max(1, n_ranks - 1))[node].tolist()
+        self._share_across = ((n_ranks - counts) / max(1, n_ranks - 1))[node].tolist()
         self._n_others = n_ranks - 1
         self.n_links = n_ranks * (n_ranks - 1)
 
     def degree(self, rank: int) -> tuple[int, bool]:
+        """Return the number of other ranks, and False."""
         return self._n_others, False
 
-    def read(self, rank: int, own: int, held: np.ndarray) -> Iterator[tuple[float, float, float]]:
-        """Take in what is shown, piece by piece: yields neighbours asked, those with news, share across nodes."""
-        across = self._across[rank]
+    def read(self, rank: int, column: int, vector: AnyArray) -> Iterator[ReadPiece]:
+        """Copy the published counts into `vector`, piece by piece."""
+        share_across = self._share_across[rank]
         for lo, hi in pairwise(self._bounds):
-            n_asked = (hi - lo) * self._ranks_per_source - (lo <= own < hi)
-            if n_asked > 0:
-                shown, seen = self._shown[lo:hi], held[lo:hi]
-                n_news = np.count_nonzero(shown != seen) * self._ranks_per_source
-                seen[:] = shown
-                yield n_asked, n_news, across
+            n_polled = (hi - lo) * self._ranks_per_source - (lo <= column < hi)
+            if n_polled > 0:
+                published, seen = self._published[lo:hi], vector[lo:hi]
+                n_new = np.count_nonzero(published != seen) * self._ranks_per_source
+                seen[:] = published
+                yield n_polled, n_new, share_across
 
-    def publish(self, rank: int, own: int, held: np.ndarray) -> None:
-        if own >= 0:
-            self._shown[own] = held[own]
+    def publish(self, rank: int, column: int, vector: AnyArray) -> None:
+        """Publish the number of a rank's own updates."""
+        if column >= 0:
+            self._published[column] = vector[column]
 
 
-class Tree:
-    """Every rank reads its neighbours, each of which shows all that it holds.
+class TreeOverlay(Overlay):
+    """Overlay on which every rank reads its neighbours, each of which publishes all that its replica contains.
 
-    What a real one shows to a neighbour leaves out that neighbour's side, of which it holds nothing newer.
+    In a real run, what a rank publishes for a neighbour does not contain what it has read from that neighbour. The
+    simulation includes it, without effect: the neighbour already has newer counts of that part.
+
+    Parameters
+    ----------
+    nodes : sequence of int
+        Node of each rank.
+    neighbours : sequence of tuple of int
+        Neighbours of each rank.
+    n_sources : int
+        Number of ranks whose updates are counted.
     """
 
-    def __init__(self, nodes: Sequence[int], neighbours: list[tuple[int, ...]], n_sources: int):
+    def __init__(self, nodes: Sequence[int], neighbours: Sequence[tuple[int, ...]], n_sources: int) -> None:
         self._neighbours, self._nodes = neighbours, nodes
-        self._shown = np.zeros((len(nodes), n_sources), np.int32)
+        self._published = np.zeros((len(nodes), n_sources), np.int32)
         self._publication = [0] * len(nodes)
         self._seen = [[0] * len(others) for others in neighbours]
         self.n_links = sum(map(len, neighbours))
 
     def degree(self, rank: int) -> tuple[int, bool]:
+        """Return the number of neighbours of a rank, and whether it is an inner rank of the tree."""
         n_neighbours = len(self._neighbours[rank])
         return n_neighbours, n_neighbours > 1
 
-    def read(self, rank: int, own: int, held: np.ndarray) -> Iterator[tuple[float, float, float]]:
+    def read(self, rank: int, column: int, vector: AnyArray) -> Iterator[ReadPiece]:
+        """Update `vector` from new publications, one neighbour at a time."""
         seen = self._seen[rank]
         for k, other in enumerate(self._neighbours[rank]):
-            news = seen[k] != self._publication[other]
-            if news:
+            is_new = seen[k] != self._publication[other]
+            if is_new:
                 seen[k] = self._publication[other]
-                np.maximum(held, self._shown[other], out=held)
-            yield 1, news, self._nodes[other] != self._nodes[rank]
+                np.maximum(vector, self._published[other], out=vector)
+            yield 1, is_new, self._nodes[other] != self._nodes[rank]
 
-    def publish(self, rank: int, own: int, held: np.ndarray) -> None:
-        self._shown[rank] = held
+    def publish(self, rank: int, column: int, vector: AnyArray) -> None:
+        """Publish the version vector of a rank."""
+        self._published[rank] = vector
         self._publication[rank] += 1

@@ -1,62 +1,68 @@
-"""A run without exchange or by exchange `read`, simulated event by event: how fast, how stale. Needs no MPI.
+"""Discrete-event simulation of a run with exchange `read` or without exchange: throughput and staleness. No MPI.
 
-Each rank repeats the step of `training.train`: read on (`pull`), compute a gradient at what is then held, which
-completes it; read on once more, store the update and publish (`push`). Time passes between the events and nothing
-else is computed, so that a step costs microseconds. Since nobody waits, nothing here depends on parameters.
+Each rank repeats the step of ``training/loop.py``: read from its neighbours (`pull`), compute a gradient, read once
+more, store the update and publish it (`push`). Only version vectors and times are simulated, which takes microseconds
+per step. Since no rank waits for another, the events do not depend on the parameters.
 
-Left out: dropped reads, publications that slow readers ask to be rarer, and reads that arrive at a later step
-(`reads_in_flight`): here a rank waits until a read is through. Where a node has more ranks than cores, they take turns
-in slices as `cores` says, a simple picture of what an operating system does. ``S_avg`` on the complete overlay hardly
-depends on it: a completed gradient is missed by as many others as are between reading and completing, on average,
-whoever has a core (Little's law). Throughput, ``S_max`` and trees do.
+The model leaves out dropped reads, owners that publish less often for slow readers, and reads that complete in a later
+step (``exchange.reads_in_flight``): a simulated rank waits until a read is complete. If a node has more ranks than
+cores, the ranks share the cores in time slices as in `cores`, a simple model of an operating system. ``S_avg`` on the
+complete overlay hardly depends on it: on average, a gradient misses as many gradients as there are other ranks between
+reading and completing a gradient (Little's law). Throughput, ``S_max`` and trees do depend on it.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 
+from hpc_dasgd.arrays.types import Float64s
 from hpc_dasgd.config.settings import StragglerConfig
-from hpc_dasgd.plan.cores import turns
-from hpc_dasgd.plan.publications import Complete, Tree
+from hpc_dasgd.plan.cores import Activity, share_cores
+from hpc_dasgd.plan.publications import CompleteOverlay, Overlay, TreeOverlay
+from hpc_dasgd.plan.reach import ReachRecord
 
-EXACT_RANKS = 4096  # up to here the updates of all ranks are followed, beyond it
-SAMPLED_SOURCES = 256  # those of so many ranks drawn at random
-LOG_S = 4e-6  # from a publication to the next look at the neighbours: the log, as measured; all else comes before
-MEASURED_STEPS = 20  # that exchange, of each rank, on average, at least
-MEASURED_GRADIENTS = 20_000  # at least
+EXACT_RANKS = 4096  # largest number of ranks for which the updates of all ranks are counted
+SAMPLED_SOURCES = 256  # with more ranks, number of ranks, drawn at random, whose updates are counted
+LOG_S = 4e-6  # time of logging, the only work between a publication and the next read; measured
+MEASURED_STEPS = 20  # least number of steps with an exchange per rank that are measured, on average
+MEASURED_GRADIENTS = 20_000  # least number of gradients that are measured
 MOST_GRADIENTS = 10_000_000
-_REACH_ENTRIES = 1 << 26
+READ_PASSES = 2  # passes over memory for each new publication
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is simulated.
+class SimulationSetup:
+    """Setup of a simulation.
 
     Attributes
     ----------
     nodes : sequence of int
-        The node that each rank runs on.
+        Node of each rank.
     neighbours : list of tuple of int, or None
-        Of each rank on a tree; None for the complete overlay. Empty tuples: nobody exchanges.
+        Neighbours of each rank on a tree; None for the complete overlay. Empty tuples if ranks do not exchange.
     compute_s, overhead_s : sequence of lists of float, s
-        Time of a gradient, and of all in a step that is neither that nor the following: values to draw from with
-        equal chances, a list for each rank or one for all. All times are for a core of one's own.
-    pass_s : float
-        One pass over an array of `n_params`.
-    ask_s : float
-        To ask a neighbour on the same node whether there are news.
+        Times of a gradient, and of the remaining work of a step, to draw from with equal probability: one list for
+        each rank, or one for all. They are times of a rank that has a core of its own.
+    pass_s : float, s
+        Time of one pass over an array of the size of the model.
+    poll_s : float, s
+        Time to check a neighbour on the same node for a new publication.
     payload_bytes : int
-        Of a publication.
+        Size of a publication.
     cores : int
-        Of a node. A straggler that sleeps needs none.
-    latency_s, bytes_per_s : float
-        Of a read across nodes. Reads within a node are passes over memory.
+        Number of cores of a node. A delayed straggler does not use its core.
+    latency_s : float, s
+        Latency of a read across nodes.
+    bytes_per_s : float, bytes/s
+        Bandwidth of a read across nodes. Reads within a node are passes over memory.
     every : int
+        Number of steps between exchanges.
     straggler : StragglerConfig
+        Ranks that are delayed, and their delays.
     """
 
     nodes: Sequence[int]
@@ -64,7 +70,7 @@ class Setup:
     compute_s: Sequence[list[float]]
     overhead_s: Sequence[list[float]] = ([0.0],)
     pass_s: float = 0.0
-    ask_s: float = 0.0
+    poll_s: float = 0.0
     payload_bytes: int = 0
     cores: int = 1 << 30
     latency_s: float = 0.0
@@ -72,30 +78,35 @@ class Setup:
     every: int = 1
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether any rank reads from another."""
+        return self.neighbours is None or any(self.neighbours)
+
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
-    """What a simulated run came to, once it was settled.
+class SimulationResult:
+    """Result of a simulation, measured after the warm-up.
 
     Attributes
     ----------
     staleness : ndarray, shape (n_gradients,), float64
-        ``S_t`` in the global order; where sources were sampled, estimates, the spread of which is too wide.
-    seconds : float
-        In which these gradients were completed.
+        ``S_t`` in the global order. Estimates, with too large a variance, if not all ranks are sources.
+    seconds : float, s
+        Simulated time in which these gradients were completed.
     W_max : float or None
-        Largest reach of the gradients of the followed sources; None where it would take too much memory.
-    read_bytes, read_bytes_across : float
-        By all ranks, and of these across nodes.
+        Largest reach of the gradients of the sources (``docs/theory.md``); None if it would need too much memory.
+    read_bytes, read_bytes_across : float, bytes
+        Amount of data read by all ranks, and the part of it that was read across nodes.
     n_links : int
-        Pairs (reader, read).
+        Number of pairs of a reader and the rank that it reads.
     n_ranks, n_sources : int
-        Ranks, and those of them whose updates were followed.
-    n_dropped : int
-        Gradients before the run was settled; 0 where the budget allows for no more than settling.
+        Number of ranks, and of ranks whose updates were counted.
+    n_warm_up : int
+        Number of gradients of the warm-up; 0 if the budget does not allow for one.
     """
 
-    staleness: np.ndarray
+    staleness: Float64s
     seconds: float
     W_max: float | None
     read_bytes: float
@@ -103,105 +114,110 @@ class Forecast:
     n_links: int
     n_ranks: int
     n_sources: int
-    n_dropped: int
+    n_warm_up: int
 
 
 def store_passes(n_neighbours: int, inner: bool) -> int:
-    """Passes over memory in `push` apart from reading; see `exchange.read.ReadExchange`."""
+    """Return the number of passes over memory in `push`, reads excluded; see ``exchange/read/exchange.py``."""
     return (2 if inner else 1) * n_neighbours + 4
 
 
 def sum_passes(n_neighbours: int) -> int:
-    """Passes over memory in `pull` where news came, apart from reading them."""
+    """Return the number of passes over memory in `pull` after new publications were read, reads excluded."""
     return n_neighbours + 2
 
 
-READ_PASSES = 2  # for each neighbour with news
+def simulate(
+    setup: SimulationSetup,
+    budget: int | None = None,
+    seed: int = 0,
+    *,
+    starts_s: Sequence[float] | None = None,
+    n_sources: int | None = None,
+) -> SimulationResult:
+    """Simulate the warm-up of a run, and then `MEASURED_STEPS` steps with an exchange of each rank.
 
-
-def simulate(setup: Setup, budget: int | None = None, seed: int = 0, *, starts_s=None, n_sources=None) -> Forecast:
-    """Simulate a run until it is settled, and then `MEASURED_STEPS` exchanging steps of each rank.
-
-    Up to `EXACT_RANKS` ranks the staleness is exact. Beyond that the updates of `SAMPLED_SOURCES` ranks, drawn at
-    random, are followed through all ranks, and what is missed of them is scaled by the number of ranks.
+    With at most `EXACT_RANKS` ranks the staleness is exact. With more, the updates of `SAMPLED_SOURCES` ranks, drawn
+    at random, are counted, and what a gradient missed of them is scaled to all ranks.
 
     Parameters
     ----------
-    setup : Setup
+    setup : SimulationSetup
     budget : int, optional
-        Gradients of the run. Where that is less than would be simulated, the whole run is, its start included.
+        Number of gradients of the run. If it is too small for a warm-up, the whole run is simulated and measured.
     seed : int
-    starts_s : sequence of float, optional
-        When each rank begins; by default somewhere within a step.
+        Seed of the simulation.
+    starts_s : sequence of float, s, optional
+        Time at which each rank starts; by default at random within a step.
     n_sources : int, optional
-        In place of the rule above.
+        Number of ranks whose updates are counted, in place of the rule above.
+
+    Returns
+    -------
+    result : SimulationResult
     """
     n_ranks = len(setup.nodes)
-    warm_up = _settling_steps(setup.neighbours) * setup.every * n_ranks
+    warm_up = _warm_up_steps(setup.neighbours) * setup.every * n_ranks
     measured = MEASURED_STEPS * setup.every * n_ranks
     total = min(warm_up + max(measured, MEASURED_GRADIENTS), MOST_GRADIENTS, budget or MOST_GRADIENTS)
-    if total < warm_up + measured or not _exchanges(setup):
+    if total < warm_up + measured or not setup.exchanges:
         warm_up = 0
     n_sources = n_sources or (n_ranks if n_ranks <= EXACT_RANKS else SAMPLED_SOURCES)
     return _Simulation(setup, seed, starts_s, n_sources).run(warm_up, total)
 
 
-def _exchanges(setup: Setup) -> bool:
-    return setup.neighbours is None or any(setup.neighbours)
+def _warm_up_steps(neighbours: Sequence[tuple[int, ...]] | None) -> int:
+    """Return the number of exchanges per rank until updates of the first step have reached all ranks, with a margin.
 
-
-def _settling_steps(neighbours) -> int:
-    """Exchanging steps of each rank until news from the start are everywhere, and a few.
-
-    On a tree news go one edge on when the next rank pushes, half a step later on average; of the diameter, which is
-    at most twice the depth, this takes three quarters.
+    On a tree updates move by one edge when the next rank pushes, half a step later on average. The diameter is at most
+    twice the depth, so that this takes at most as many steps as the depth; half of that is added as a margin.
     """
     if neighbours is None:
         return 3
-    distance, ahead = {0: 0}, deque([0])
-    while ahead:
-        rank = ahead.popleft()
+    distance, queue = {0: 0}, deque([0])
+    while queue:
+        rank = queue.popleft()
         for other in neighbours[rank]:
             if other not in distance:
                 distance[other] = distance[rank] + 1
-                ahead.append(other)
+                queue.append(other)
     return 3 * max(distance.values()) // 2 + 3
 
 
 class _Simulation:
-    def __init__(self, setup: Setup, seed: int, starts_s, n_sources: int):
+    """State of a simulation: version vectors, and counts of gradients and bytes."""
+
+    def __init__(self, setup: SimulationSetup, seed: int, starts_s: Sequence[float] | None, n_sources: int) -> None:
         n_ranks = len(setup.nodes)
-        rng = np.random.default_rng(seed)
-        sources = np.sort(rng.choice(n_ranks, n_sources, replace=False))
-        self._setup, self._random = setup, Random(seed)
-        self._overlay = (
-            Complete(setup.nodes, sources)
+        sources = np.sort(np.random.default_rng(seed).choice(n_ranks, n_sources, replace=False))
+        self._setup, self._random, self._starts_s = setup, Random(seed), starts_s
+        self._overlay: Overlay = (
+            CompleteOverlay(setup.nodes, sources)
             if setup.neighbours is None
-            else Tree(setup.nodes, setup.neighbours, sources.size)
+            else TreeOverlay(setup.nodes, setup.neighbours, n_sources)
         )
-        self._column = np.full(n_ranks, -1)
-        self._column[sources] = range(n_sources)
-        self._column = self._column.tolist()
-        self._held = np.zeros((n_ranks, n_sources), np.int32)
+        columns = np.full(n_ranks, -1)
+        columns[sources] = range(n_sources)
+        self._columns: list[int] = columns.tolist()
+        self._vectors = np.zeros((n_ranks, n_sources), np.int32)
         self._completed = np.zeros(n_sources, np.int32)
-        self._starts_s = starts_s
-        self._reach = _Reach(n_sources)
-        self._staleness = []
+        self._reach = ReachRecord(n_sources)
+        self._staleness: list[float] = []
         self._read_bytes = self._read_bytes_across = 0.0
 
-    def run(self, warm_up: int, total: int) -> Forecast:
-        """Let time go on from event to event, until `total` gradients are completed."""
+    def run(self, warm_up: int, total: int) -> SimulationResult:
+        """Simulate until `total` gradients are complete, and measure after the first `warm_up`."""
         setup = self._setup
         n_ranks = len(setup.nodes)
-        since_s, read_before = 0.0, (0.0, 0.0)
-        settled = warm_up == 0
-        for now_s in turns([self._rank(rank) for rank in range(n_ranks)], setup.nodes, setup.cores):
-            if not settled and len(self._staleness) >= warm_up:
-                settled, since_s = True, now_s
+        now_s, since_s, read_before = 0.0, 0.0, (0.0, 0.0)
+        measuring = warm_up == 0
+        for now_s in share_cores([self._process(rank) for rank in range(n_ranks)], setup.nodes, setup.cores):
+            if not measuring and len(self._staleness) >= warm_up:
+                measuring, since_s = True, now_s
                 read_before = self._read_bytes, self._read_bytes_across
             if len(self._staleness) >= total:
                 break
-        return Forecast(
+        return SimulationResult(
             staleness=np.array(self._staleness[warm_up:]),
             seconds=now_s - since_s,
             W_max=self._reach.largest(),
@@ -210,100 +226,73 @@ class _Simulation:
             n_links=self._overlay.n_links,
             n_ranks=n_ranks,
             n_sources=self._completed.size,
-            n_dropped=warm_up,
+            n_warm_up=warm_up,
         )
 
-    def _rank(self, rank: int) -> Iterator[tuple[float, bool]]:
-        """The life of a rank, as `cores.turns` takes it."""
-        setup, overlay, own, held = self._setup, self._overlay, self._column[rank], self._held[rank]
+    def _process(self, rank: int) -> Iterator[Activity]:
+        """Yield the activities of a rank, as `share_cores` expects them."""
+        setup, overlay, column, vector = self._setup, self._overlay, self._columns[rank], self._vectors[rank]
         compute_s, overhead_s = (times[rank % len(times)] for times in (setup.compute_s, setup.overhead_s))
         degree, inner = overlay.degree(rank)
-        slow = rank in setup.straggler.ranks and setup.straggler.delay_ms > 0
-        first_s = self._random.random() * self._draw(compute_s) if self._starts_s is None else self._starts_s[rank]
-        yield first_s, False
+        is_slow = rank in setup.straggler.ranks and setup.straggler.delay_ms > 0
+        start_s = self._random.random() * self._draw(compute_s) if self._starts_s is None else self._starts_s[rank]
+        yield start_s, False
         exchanging = True
-        made = 0
+        n_completed = 0
         while True:
             if exchanging:
-                news = yield from self._read(rank)
-                if news:
+                any_new = yield from self._read(rank)
+                if any_new:
                     yield sum_passes(degree) * setup.pass_s, True
             yield self._draw(compute_s), True
-            if slow:
+            if is_slow:
                 yield self._delay_s(), False
             self._complete(rank)
-            made += 1
-            exchanging = made % setup.every == 0
-            own_s = self._draw(overhead_s)
-            behind_s = min(LOG_S, own_s)
+            n_completed += 1
+            exchanging = n_completed % setup.every == 0
+            step_overhead_s = self._draw(overhead_s)
+            log_s = min(LOG_S, step_overhead_s)
             if exchanging:
                 yield from self._read(rank)
-            yield store_passes(degree, inner) * setup.pass_s + own_s - behind_s, True
+            yield store_passes(degree, inner) * setup.pass_s + step_overhead_s - log_s, True
             if exchanging:
-                if own >= 0:
-                    held[own] = made
-                overlay.publish(rank, own, held)
-            yield behind_s, True
+                if column >= 0:
+                    vector[column] = n_completed
+                overlay.publish(rank, column, vector)
+            yield log_s, True
 
-    def _read(self, rank: int):
-        """Read on; yields the time that takes, returns whether there were news."""
+    def _read(self, rank: int) -> Generator[Activity, None, bool]:
+        """Yield the activities of reading from the neighbours of a rank; return whether there was a new publication."""
         setup = self._setup
-        any_news = False
-        for n_asked, n_news, across in self._overlay.read(rank, self._column[rank], self._held[rank]):
-            any_news |= n_news > 0
-            within_s = (1 - across) * (n_asked * setup.ask_s + n_news * READ_PASSES * setup.pass_s)
-            n_bytes = n_news * setup.payload_bytes
-            across_s = across * ((n_asked + n_news) * setup.latency_s + n_bytes / setup.bytes_per_s)
+        any_new = False
+        for n_polled, n_new, across in self._overlay.read(rank, self._columns[rank], self._vectors[rank]):
+            any_new |= n_new > 0
+            within_s = (1 - across) * (n_polled * setup.poll_s + n_new * READ_PASSES * setup.pass_s)
+            n_bytes = n_new * setup.payload_bytes
+            across_s = across * ((n_polled + n_new) * setup.latency_s + n_bytes / setup.bytes_per_s)
             self._read_bytes += n_bytes
             self._read_bytes_across += across * n_bytes
             yield within_s + across_s, True
-        return any_news
+        return any_new
 
     def _complete(self, rank: int) -> None:
-        """Count a gradient that was taken at what `rank` holds now, and what it missed."""
-        own, completed = self._column[rank], self._completed
-        held = self._held[rank].copy()
-        n_others = held.size
-        if own >= 0:
-            held[own] = completed[own]
+        """Count a gradient that was computed with the present version vector of a rank, and record what it missed."""
+        column, completed = self._columns[rank], self._completed
+        vector = self._vectors[rank].copy()
+        n_others = vector.size
+        if column >= 0:
+            vector[column] = completed[column]
             n_others -= 1
-        missed = int((completed - held).sum())
+        missed = int((completed - vector).sum())
         staleness = missed * (len(self._setup.nodes) - 1) / n_others if n_others else 0.0
         self._staleness.append(staleness)
-        self._reach.add(held, completed, staleness)
-        if own >= 0:
-            completed[own] += 1
+        self._reach.add(vector, completed, staleness)
+        if column >= 0:
+            completed[column] += 1
 
-    def _draw(self, values: list[float]) -> float:
+    def _draw(self, values: Sequence[float]) -> float:
         return values[int(self._random.random() * len(values))]
 
     def _delay_s(self) -> float:
         mean_s = self._setup.straggler.delay_ms / 1e3
         return mean_s if self._setup.straggler.distribution == "constant" else self._random.expovariate(1 / mean_s)
-
-
-class _Reach:
-    """The reach ``W_s`` of the gradients of the followed sources, as sums of differences over their indices."""
-
-    def __init__(self, n_sources: int):
-        self._differences = np.zeros((n_sources, 64))
-        self._begin = np.arange(n_sources) * 64
-
-    def add(self, held: np.ndarray, completed: np.ndarray, staleness: float) -> None:
-        """Add `staleness` to the reach of all that is completed and not held."""
-        if self._differences is None:
-            return
-        n_sources, n_columns = self._differences.shape
-        if completed.max() >= n_columns:
-            if 2 * self._differences.size > _REACH_ENTRIES:
-                self._differences = None
-                return
-            self._differences = np.hstack([self._differences, np.zeros((n_sources, n_columns))])
-            self._begin = np.arange(n_sources) * 2 * n_columns
-        flat = self._differences.reshape(-1)
-        flat[self._begin + held] += staleness
-        flat[self._begin + completed] -= staleness
-
-    def largest(self) -> float | None:
-        """``W_max``; None where there were too many gradients of one source to follow."""
-        return None if self._differences is None else float(np.cumsum(self._differences, axis=1).max())

@@ -1,23 +1,33 @@
-"""Pictures, made without pyplot, which would choose the backend and the settings of a notebook."""
+"""Helpers for plots. Pyplot is not used: it would change the backend and the settings of the caller's notebook."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_dasgd.arrays.types import Float64s, Int64s
 from hpc_dasgd.errors import ConfigError
 
-# Petroff, arXiv:2107.02270: ten colours that are told apart with every kind of colour vision.
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+TIME_LABEL = "time since the start (s)"
+
+# Petroff, arXiv:2107.02270: ten colours that can be told apart with every kind of colour vision.
 _COLORS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
 _MARKERS = "os^DvPX*<>"
-_DASHES = ("-", "--", ":", "-.")  # one for each ten lines
+_DASHES = ("-", "--", ":", "-.")  # one style for every ten lines
 
 
-def blank_figure(width: float, height: float):
-    """Return an empty Matplotlib ``Figure`` of so many inches that ``savefig`` can write."""
+def blank_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of given width and height in inches, which ``savefig`` can write."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,44 +36,66 @@ def blank_figure(width: float, height: float):
     return figure
 
 
-def line_style(index: int) -> dict:
-    """Return how to draw line `index` of several, told apart by colour and marker, beyond ten by dashes too."""
+def line_style(index: int) -> dict[str, Any]:
+    """Return keyword arguments of ``Axes.plot`` for line `index` of several.
+
+    Lines differ in colour and marker; from the eleventh on also in their dashes.
+    """
     tens, i = divmod(index, len(_COLORS))
     dashes = _DASHES[tens % len(_DASHES)]
     return {"color": _COLORS[i], "marker": _MARKERS[i], "linestyle": dashes, "markersize": 5, "linewidth": 1.5}
 
 
-def thin_line(index: int) -> dict:
-    """Return how to draw line `index` of several that are long or lie close together: without markers."""
+def thin_line(index: int) -> dict[str, Any]:
+    """Return keyword arguments of ``Axes.plot`` for line `index` of several; without markers, for many points."""
     return line_style(index) | {"marker": None, "linewidth": 1}
 
 
-def heat():
-    """Return the colours of values from little, pale, to much, dark; grey where there is none."""
+def heat_colormap() -> "Colormap":
+    """Return a colour map from pale (low values) to dark (high values); masked values are grey."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("heat", colormaps["YlGnBu"](np.linspace(0.1, 1, 64))).with_extremes(
-        bad="0.9"
-    )
+    colors = colormaps["YlGnBu"](np.linspace(0.1, 1, 64))
+    return LinearSegmentedColormap.from_list("heat", colors.tolist()).with_extremes(bad="0.9")
 
 
-def some_ranks(counts: np.ndarray, at_most: int) -> np.ndarray:
-    """Return the ranks that have gradients by `counts`, or a sample of them that a plot has room for."""
+def use_integer_ticks(axis: "Axis") -> None:
+    """Place the ticks of an axis at integers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+
+
+def sample_ranks(counts: Int64s, n_samples: int) -> Int64s:
+    """Return the ranks that have gradients; if there are more than `n_samples`, an evenly spaced sample.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (n_ranks,), int64
+        Number of gradients of each rank.
+    n_samples : int
+        Largest number of ranks to return.
+
+    Returns
+    -------
+    ranks : ndarray, shape (n,), int64
+        Ascending.
+    """
     ranks = np.flatnonzero(counts)
-    if ranks.size <= at_most:
+    if ranks.size <= n_samples:
         return ranks
-    return ranks[np.linspace(0, ranks.size - 1, at_most).round().astype(int)]
+    return ranks[np.linspace(0, ranks.size - 1, n_samples).round().astype(int)]
 
 
-def time_edges(first: float, last: float, n_bins: int) -> np.ndarray:
-    """Return the bounds of `n_bins` equal spans of time, of some length where it all took none."""
+def time_edges(first: float, last: float, n_bins: int) -> Float64s:
+    """Return the ``n_bins + 1`` edges of equal bins of time; they have a positive width even if ``first == last``."""
     return np.linspace(first, max(last, first + 1e-6), n_bins + 1)
 
 
 @contextmanager
-def writing_to(directory: Path):
-    """Make `directory` with its parents; `ConfigError` where it, or a plot within the context, cannot be written."""
+def writing_to(directory: Path) -> Iterator[None]:
+    """Create a directory with its parents; raise `ConfigError` if it or a file in it cannot be written in the block."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield

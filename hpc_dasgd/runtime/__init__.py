@@ -1,5 +1,5 @@
-"""This process and its neighbours: launcher, MPI, collective helpers, clock, signals, hardware.
+"""The process of a rank and its surroundings: launcher, MPI, collective helpers, clock, signals and hardware.
 
-Every room above `arrays` may import it. What a rank must know about the process it runs in, the launcher that started
-it or the node it shares with other ranks goes here; calls that work on windows belong to `hpc_dasgd.window`.
+Rooms on higher floors may import it. A module about the process of a rank, the launcher that started it or
+the node that it shares with other ranks belongs here; calls on windows belong to `hpc_dasgd.window`.
 """

@@ -1,4 +1,4 @@
-"""What a process computes with, as far as it decides on the last bits of a result."""
+"""The hardware and the libraries of this process that determine the last bits of a result."""
 
 import os
 import platform
@@ -6,24 +6,30 @@ from pathlib import Path
 
 import numpy as np
 
-_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def describe_hardware() -> dict[str, str]:
-    """Return ``cpu`` (its model), ``blas`` (NumPy's, with its version) and ``blas_threads`` (as the environment asks).
+    """Return the processor and the BLAS library of this process. Not collective.
 
-    A BLAS chooses its kernels by the processor and splits sums among its threads.
+    A BLAS library chooses its kernels by the processor, and splits sums among its threads.
+
+    Returns
+    -------
+    description : dict
+        ``cpu``, the model of the processor; ``blas``, name and version of NumPy's BLAS library; ``blas_threads``, the
+        number of BLAS threads that the environment sets, or ``"all cores"``.
     """
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
-    asked = [os.environ[name] for name in _THREADS if os.environ.get(name)]
+    n_threads = [os.environ[name] for name in _THREAD_VARIABLES if os.environ.get(name)]
     return {
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
-        "blas_threads": asked[0] if asked else "all cores",
+        "blas_threads": n_threads[0] if n_threads else "all cores",
     }
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,28 +1,35 @@
-"""The MPI of this process: its start and end, the communicator of all ranks, and messages that name the rank.
+"""MPI in this process: its start and end, the communicator of all ranks, and messages that name the rank.
 
-The only module that mentions ``COMM_WORLD``. Importing it starts nothing; `comm_world` starts MPI.
+The only module that uses ``COMM_WORLD``. Importing it does not start MPI; `comm_world` does.
 """
+
+from __future__ import annotations
 
 import atexit
 import os
 import platform
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_dasgd.runtime import launcher
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
-def comm_world():
-    """All ranks of this launch, MPI started where it was not.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
-    Returns
-    -------
-    MPI.Intracomm
+
+def comm_world() -> MPI.Intracomm:
+    """Return the communicator of all ranks of the launch, and start MPI if it is not running.
+
+    Collective over all ranks of the launch if it starts MPI; otherwise not collective.
 
     Raises
     ------
     ConfigError
-        If the launcher started several processes that do not know of each other.
+        If the launcher started several processes, each of which is the only rank of its own MPI job.
     """
     import mpi4py
 
@@ -33,37 +40,30 @@ def comm_world():
         atexit.register(_finalize)
     from mpi4py import MPI
 
-    launcher.check_size(MPI.COMM_WORLD.Get_size(), os.environ)
+    launcher.check_launch_size(MPI.COMM_WORLD.Get_size(), os.environ)
     return MPI.COMM_WORLD
 
 
 def skip_mpi_finalize() -> None:
-    """End this process, when it ends, without ``MPI_Finalize``, which would wait for ranks that died.
+    """Do not call ``MPI_Finalize`` at the exit of this process, because it would wait for ranks that died.
 
-    Without effect where the caller had imported ``mpi4py.MPI`` before; it may set ``mpi4py.rc.finalize`` itself.
+    Not collective. It has no effect if the caller imported ``mpi4py.MPI`` before this package did; such a caller can
+    set ``mpi4py.rc.finalize`` itself.
     """
     atexit.unregister(_finalize)
 
 
-def _finalize() -> None:
-    if is_mpi_running():
-        from mpi4py import MPI
+def is_mpi_running() -> bool:
+    """Return True if MPI was initialized in this process and is not finalized. Not collective."""
+    if "mpi4py.MPI" not in sys.modules:
+        return False
+    from mpi4py import MPI
 
-        MPI.Finalize()
-
-
-def own_rank() -> int:
-    """This process's rank: MPI's where it knows of all ranks, else the launcher's word, else 0."""
-    if is_mpi_running() and launcher.contradicting_variable(n_ranks_started(), os.environ) is None:
-        from mpi4py import MPI
-
-        return MPI.COMM_WORLD.Get_rank()
-    ranks = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"))
-    return next((int(rank) for rank in ranks if rank.isdecimal()), 0)
+    return MPI.Is_initialized() and not MPI.Is_finalized()
 
 
-def n_ranks_started() -> int:
-    """Ranks that MPI counts; 1 where it was not started."""
+def world_size() -> int:
+    """Return the number of ranks according to MPI; 1 if MPI is not running. Not collective."""
     if not is_mpi_running():
         return 1
     from mpi4py import MPI
@@ -71,27 +71,45 @@ def n_ranks_started() -> int:
     return MPI.COMM_WORLD.Get_size()
 
 
+def process_rank() -> int:
+    """Return the rank of this process. Not collective.
+
+    It is MPI's rank if MPI is running and knows of all processes of the launch; otherwise the rank in the launcher's
+    environment variables; otherwise 0.
+    """
+    if is_mpi_running() and launcher.contradicting_variable(world_size(), os.environ) is None:
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.Get_rank()
+    ranks = (os.environ.get(name, "") for name in _RANK_VARIABLES)
+    return next((int(rank) for rank in ranks if rank.isdecimal()), 0)
+
+
 def is_single_rank() -> bool:
-    """Whether no other rank can be waiting for this one."""
-    return n_ranks_started() == 1
+    """Return True if this is the only rank, so that no other rank can be waiting for it. Not collective."""
+    return world_size() == 1
 
 
 def rank_prefix() -> str:
-    """Which rank this is, on which node, as messages say it; nothing where there is one alone."""
-    n_ranks = n_ranks_started()
-    return f"[rank {own_rank()}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
+    """Return the prefix ``"[rank 3/16 host] "`` for messages; empty if there is one rank only. Not collective."""
+    n_ranks = world_size()
+    return f"[rank {process_rank()}/{n_ranks} {platform.node()}] " if n_ranks > 1 else ""
 
 
-def warn(text: str) -> None:
-    """Say on standard error what went wrong on this rank, where training goes on all the same."""
-    with suppress(OSError, ValueError):  # nobody may be reading any more
+def print_warning(text: str) -> None:
+    """Print a warning about this rank on standard error. Not collective.
+
+    For problems after which training continues. If standard error is closed, nothing is printed.
+    """
+    with suppress(OSError, ValueError):
         print(f"hpc-dasgd: {rank_prefix()}{text}", file=sys.stderr, flush=True)
 
 
-def wait_for_all_to_exit() -> None:
-    """Wait for all ranks under Open MPI, to be called by all of them, about to exit with an error.
+def barrier_before_exit() -> None:
+    """Wait until all ranks have called this, under Open MPI only. Collective over all ranks of the launch.
 
-    Its mpiexec kills the others when the first one does, also rank 0 before it has said what is wrong.
+    For ranks that all exit with an error status: Open MPI's ``mpiexec`` kills the remaining ranks as soon as the first
+    one exits, including rank 0 before it has printed the error.
     """
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         from mpi4py import MPI
@@ -99,26 +117,37 @@ def wait_for_all_to_exit() -> None:
         MPI.COMM_WORLD.Barrier()
 
 
+def abort(status: int) -> None:
+    """End all ranks of the launch with the exit status `status`. Not collective; does not return."""
+    from mpi4py import MPI
+
+    with suppress(OSError, ValueError):  # standard output may be closed
+        sys.stdout.flush()
+    MPI.COMM_WORLD.Abort(status)
+
+
 def library_version() -> str:
-    """Return the name and version of the MPI library that this process has loaded, in one line."""
+    """Return name and version of the MPI library of this process in one line. Not collective."""
     from mpi4py import MPI
 
     return " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
 
 
-def abort(status: int) -> None:
-    """End all ranks of the launch with `status`."""
-    from mpi4py import MPI
+def library_paths() -> list[str]:
+    """Return the files of the MPI library that this process has loaded, each once. Not collective.
 
-    with suppress(OSError, ValueError):  # nobody may be reading any more
-        sys.stdout.flush()
-    MPI.COMM_WORLD.Abort(status)
+    Empty if MPI is not loaded, or if the system has no ``/proc/self/maps``.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    paths = (fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6)
+    return list(dict.fromkeys(path for path in paths if Path(path).name.startswith("libmpi")))
 
 
-def is_mpi_running() -> bool:
-    """Whether MPI was started in this process and not ended."""
-    if "mpi4py.MPI" not in sys.modules:
-        return False
-    from mpi4py import MPI
+def _finalize() -> None:
+    if is_mpi_running():
+        from mpi4py import MPI
 
-    return MPI.Is_initialized() and not MPI.Is_finalized()
+        MPI.Finalize()

@@ -1,119 +1,120 @@
-"""The starts of a run that was resumed, and which of them count.
+"""Generations of a run: its first launch and each time it was resumed, as their ``run.h5`` files describe them.
 
-A generation goes on from the checkpoints of its `parent`; one that died before its first checkpoints has no child. The
-run is the chain from the newest generation back to the first.
+A generation resumes from the checkpoints of its `parent`. A generation that was killed before it wrote checkpoints has
+no child. The generations that make up the run are the newest one, its parent, and so on back to the first.
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hpc_dasgd.config.settings import Config, load_config
+from hpc_dasgd.arrays.types import Int64s
+from hpc_dasgd.config.settings import Config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.storage import layout
-from hpc_dasgd.storage.hdf5_io import HDF5_ERRORS
-from hpc_dasgd.storage.log_reader import open_file
+from hpc_dasgd.storage.hdf5_io import HDF5_ERRORS, error_reason, open_readable
+from hpc_dasgd.storage.run_settings import parse_config
 
-_NECESSARY = ("schema", "n_ranks", "status", "config")
+_REQUIRED_ATTRIBUTES = ("schema", "n_ranks", "status", "config")
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """One start of a run.
+    """One launch of a run.
 
     Attributes
     ----------
     number : int
-        From 0.
+        Number of the generation, from 0.
     n_ranks : int
+        Number of ranks.
     versions_before : ndarray, shape (n_streams,), int64
-        Updates of each stream at its start; stream r is the rank r of every generation.
-    begun_s : float, s
-        When it began, on the run's clock.
+        Updates of each stream (see `log_index`) at its start.
+    begun_s : float
+        Its start in seconds since the run began.
     started : str
-        The same as date and time.
+        Its start as date and time in ISO format; empty if unknown.
     status : str
-        How it ended: ``"complete"``, ``"stopped"`` by a signal; ``"running"`` while it goes on, and for ever if it
-        was killed.
+        ``"complete"``, ``"stopped"`` (by a signal), or ``"running"``, which remains if the generation was killed.
     directory : Path
-        Of its files.
+        Directory of its files.
     attributes : dict
-        Those of its ``run.h5``, as str, int, float or list.
+        Attributes of its ``run.h5``, as str, int, float or list.
     """
 
     number: int
     n_ranks: int
-    versions_before: np.ndarray
+    versions_before: Int64s
     begun_s: float
     started: str
     status: str
     directory: Path
-    attributes: dict = field(repr=False)
+    attributes: dict[str, Any] = field(repr=False)
 
     @cached_property
     def config(self) -> Config:
-        """Its settings; `ConfigError` where this version of the package cannot read them."""
-        return settings(self.attributes["config"], self.directory)
+        """Its settings; raises `ConfigError` if this version of the package cannot read them."""
+        return parse_config(self.attributes["config"], self.directory)
 
 
-def settings(text: str, directory: Path) -> Config:
-    """Read the settings that stand in a ``run.h5`` of a directory; `ConfigError` where this version cannot."""
-    try:
-        return load_config(tomllib.loads(text))
-    except (ConfigError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"this version cannot read the settings of {directory}: {error}") from None
-
-
-def run_directory(path: Path) -> Path:
-    """The directory of the run that a path leads to: that itself, a generation's folder, or a ``run.h5``."""
+def find_run_directory(path: Path) -> Path:
+    """Return the directory of a run, given that directory, the directory of a generation, or a ``run.h5``."""
     directory = path.parent if path.name == layout.RUN_FILE else path
-    is_folder = directory.resolve().match(layout.GENERATIONS) and (directory.parent / layout.RUN_FILE).exists()
-    return directory.resolve().parent if is_folder else directory
+    is_generation = (
+        directory.resolve().match(layout.GENERATION_PATTERN) and (directory.parent / layout.RUN_FILE).exists()
+    )
+    return directory.resolve().parent if is_generation else directory
 
 
-def chain(directory: Path) -> list[Generation]:
-    """The generations of a run that count, the first to begin first.
+def read_generations(directory: Path) -> list[Generation]:
+    """Read the generations that make up a run, the first one first.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
 
     Raises
     ------
     ConfigError
-        If there is no run, one of its ``run.h5`` cannot be read, or it is of a later version.
+        If there is no run, or one of its ``run.h5`` files cannot be read or was written by a later version of the
+        package.
     """
-    newest = read_generation(directory, newest_number(directory))
-    found = [newest]
-    while (parent := found[0].attributes.get("parent", -1)) >= 0:
-        if parent >= found[0].number:
-            raise ConfigError(f"{found[0].directory} must go on from an earlier generation, got {parent}")
-        found.insert(0, read_generation(directory, parent))
-    return found
+    generations = [read_generation(directory, newest_generation(directory))]
+    while (parent := generations[0].attributes.get("parent", -1)) >= 0:
+        first = generations[0]
+        if parent >= first.number:
+            raise ConfigError(f"{first.directory} must resume an earlier generation, got {parent}")
+        generations.insert(0, read_generation(directory, parent))
+    return generations
 
 
-def newest_number(directory: Path) -> int:
-    """Number of the newest generation that has its ``run.h5``."""
+def newest_generation(directory: Path) -> int:
+    """Return the number of the newest generation of a run directory that has a ``run.h5``; 0 if none has."""
     numbers = [
         int(path.parent.name.rpartition("_")[2])
-        for path in directory.glob(f"{layout.GENERATIONS}/{layout.RUN_FILE}")
+        for path in directory.glob(f"{layout.GENERATION_PATTERN}/{layout.RUN_FILE}")
         if path.stat().st_size
     ]
     return max(numbers, default=0)
 
 
 def read_generation(directory: Path, number: int) -> Generation:
-    """Read what a generation's ``run.h5`` says; `ConfigError` as of `chain`."""
+    """Read the ``run.h5`` of one generation of a run directory; raises `ConfigError` as `read_generations` does."""
     folder = layout.generation_directory(directory, number)
     path = folder / layout.RUN_FILE
     try:
-        with open_file(path) as file:
+        with open_readable(path) as file:
             attributes = {name: np.asarray(value).tolist() for name, value in file.attrs.items()}
-        version, n_ranks, status, _ = (attributes[name] for name in _NECESSARY)
+        schema, n_ranks, status, _ = (attributes[name] for name in _REQUIRED_ATTRIBUTES)
     except HDF5_ERRORS as error:
         rule = f"must be a run directory or its {layout.RUN_FILE}"
-        raise ConfigError(f"{folder} {rule}: {layout.reason(error)}") from None
-    if version > layout.SCHEMA:
-        raise ConfigError(f"{path} must have a schema of at most {layout.SCHEMA}, got {version}")
+        raise ConfigError(f"{folder} {rule}: {error_reason(error)}") from None
+    if schema > layout.SCHEMA:
+        raise ConfigError(f"{path} must have a schema of at most {layout.SCHEMA}, got {schema}")
     return Generation(
         number,
         n_ranks,

@@ -1,37 +1,52 @@
-"""What a run directory holds: the names of its files, their data sets, units, descriptions and scales.
+"""Layout of a run directory: names of files, their data sets with units and descriptions, dimension scales.
 
-`runfile` and `logfile` write by it, `generations` and `rankfiles` read by it.
+This module only states the layout; `log_segment` and `run_file` write files by it, `log_index`, `log_reader` and
+`generations` read them. ``docs/file-format.md`` describes the same layout for users.
 
-    RUN/run.h5, RUN/rank_00000.h5                           generation 0, the first start of the run
-    RUN/generation_00001/run.h5, .../rank_00000.h5          a later one, which went on from checkpoints
-    .../rank_00000_1.h5                                     part 1 of a log that could not go on in part 0
+    RUN/run.h5, RUN/rank_00000.h5                           generation 0: the first launch of the run
+    RUN/generation_00001/run.h5, .../rank_00000.h5          a later generation, resumed from checkpoints
+    .../rank_00000_1.h5                                     segment 1 of the log of a rank; segment 0 has no suffix
 """
 
-import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from hpc_dasgd.errors import ConfigError
-
 SCHEMA = 1
-# Of HDF5 1.10, the first with virtual data sets and readers of growing files: what the tools on clusters can read.
-FORMAT = ("v110", "v110")
-FLUSH_EVERY_S = 2.0  # between two flushes of a log: what a killed run may lose, apart from a partly filled batch
+"""Version of the layout, attribute ``schema`` of every file; files of a later version are refused."""
+
+LIBVER = ("v110", "v110")
+"""Format of all files, h5py's ``libver``: that of HDF5 1.10, the oldest with virtual data sets and SWMR, so that old
+readers can open them."""
+
+FLUSH_EVERY_S = 2.0
+"""Seconds between two flushes of a log; a killed run loses at most the rows since the last flush."""
+
 RUN_FILE = "run.h5"
-RANK_FILES = "rank_*.h5"
-GENERATIONS = f"generation_{'[0-9]' * 5}"
+RANK_FILE_PATTERN = "rank_*.h5"
+GENERATION_PATTERN = f"generation_{'[0-9]' * 5}"
+
+_RANK_FILE = re.compile(r"rank_(\d{5,})(?:_(\d+))?\.h5")
 
 
 class Column(NamedTuple):
-    """A data set with one value, or one row of values, per row of its group."""
+    """A data set with one value, or one row of values, per row of its group.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set in its group.
+    dtype : str or None
+        NumPy's name of the dtype; None if it is that of the data.
+    description, units : str
+        Attributes of the data set; units are ``"s"`` or ``"1"`` (dimensionless).
+    """
 
     name: str
-    dtype: str | None  # None: that of the data
+    dtype: str | None
     description: str
     units: str = "1"
 
@@ -39,68 +54,86 @@ class Column(NamedTuple):
 GRADIENT_COLUMNS = (
     Column("t_start_s", "f8", "start of the computation since the run began, one clock for all ranks", "s"),
     Column("t_end_s", "f8", "end of the computation since the run began, one clock for all ranks", "s"),
-    Column("loss", "f8", "loss of the batch, at the replica the gradient was taken at"),
+    Column("loss", "f8", "loss of the batch at the replica that the gradient was computed at"),
     Column("gradient_norm", "f8", "Euclidean norm of the gradient"),
-    Column("version", "u4", "updates that the rank had made before: which of its gradients, from 0"),
-    Column("stepsize", "f8", "stepsize (learning rate) by which the gradient became an update"),
+    Column("version", "u4", "number of updates that the rank had made before this one; counts gradients from 0"),
+    Column("stepsize", "f8", "stepsize (learning rate) with which the gradient was applied"),
 )
 EVALUATION_COLUMNS = (
     Column("t_s", "f8", "start of the evaluation since the run began", "s"),
     Column("gradients", "i8", "gradients of all ranks in the evaluated replica"),
     Column("loss", "f8", "loss on the evaluation set"),
-    Column("accuracy", "f8", "fraction of the evaluation set classified rightly; nan without classes"),
-    Column("consensus_distance", "f8", "root mean squared distance of replicas from their mean; nan but for gossip"),
+    Column("accuracy", "f8", "fraction of the evaluation set classified correctly; nan without classes"),
+    Column(
+        "consensus_distance", "f8", "root mean squared distance of the replicas from their mean; nan except for gossip"
+    ),
 )
-PACE_COLUMNS = (
-    Column("t_s", "f8", "when the distance between exchanges was changed, since the run began", "s"),
-    Column("version", "u4", "updates that the rank had made by then"),
-    Column("every", "u4", "own updates from one exchange to the next, from then on"),
-    Column("overhead", "f8", "share of the time that exchanges take at this distance, as measured so far"),
+INTERVAL_COLUMNS = (
+    Column("t_s", "f8", "time of a change of the exchange interval since the run began", "s"),
+    Column("version", "u4", "number of updates that the rank had made at that time"),
+    Column("every", "u4", "new exchange interval: own updates between two exchanges"),
+    Column("overhead", "f8", "estimated fraction of time spent in exchanges at the new interval"),
 )
-VERSIONS = Column("versions", "u4", "version vector of the replica: updates of each rank that it held")
-VERSIONS_ROW = Column("versions_row", "i8", "row of the other data sets that each of `versions` belongs to")
+"""Columns of the group ``pace``: changes of the exchange interval if ``exchange.every`` is ``"auto"``."""
+
+VERSIONS = Column("versions", "u4", "version vector of the replica: number of updates of each rank contained in it")
+VERSIONS_ROW = Column("versions_row", "i8", "row of the other data sets that each row of `versions` belongs to")
 SOURCE_RANK = Column("source_rank", "i4", "rank whose updates a column of `versions` counts")
-RANK = Column("rank", "i4", "rank that took the gradient")
-GENERATION = Column("generation", "i4", "generation that the gradient was taken in")
-# Of each group of a rank's file, when it was left behind because a write had failed.
-WHOLE = "whole"
-WHOLE_ROWS = "rows that are whole, of the file's group of that name; -1: all"
+RANK = Column("rank", "i4", "rank that computed the gradient")
+GENERATION = Column("generation", "i4", "generation in which the gradient was computed")
+
+COMPLETE_ROWS_GROUP = "whole"
+"""Group of a rank's file with one scalar per group of rows, which is -1 unless a write to the file failed."""
+
+COMPLETE_ROWS_DESCRIPTION = "number of rows of the group of this name that are written in all columns; -1: all"
 
 
-def rank_file(rank: int, part: int = 0) -> str:
-    """Name of a rank's file in the folder of its generation."""
-    return f"rank_{rank:05d}_{part}.h5" if part else f"rank_{rank:05d}.h5"
+def rank_file(rank: int, segment: int = 0) -> str:
+    """Return the name of a segment of a rank's log.
+
+    Examples
+    --------
+    >>> rank_file(3), rank_file(3, segment=1)
+    ('rank_00003.h5', 'rank_00003_1.h5')
+    """
+    return f"rank_{rank:05d}_{segment}.h5" if segment else f"rank_{rank:05d}.h5"
 
 
-def rank_and_part(name: str) -> tuple[int, int]:
-    """Of which rank a file with such a name is, and which part."""
-    rank, part = re.fullmatch(r"rank_(\d{5,})(?:_(\d+))?\.h5", name).groups()
-    return int(rank), int(part or 0)
+def parse_rank_file(name: str) -> tuple[int, int] | None:
+    """Return the rank and the segment that the name of a file states; None if it is not the name of a rank's file.
+
+    Examples
+    --------
+    >>> parse_rank_file("rank_00003_1.h5"), parse_rank_file("rank_00003.0.h5")
+    ((3, 1), None)
+    """
+    match = _RANK_FILE.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2] or 0))
 
 
 def generation_directory(run_directory: Path, generation: int) -> Path:
-    """Folder of a generation's files."""
+    """Return the directory that holds the files of a generation."""
     return run_directory / f"generation_{generation:05d}" if generation else run_directory
 
 
-def record_dtype(columns: tuple[Column, ...]) -> np.dtype:
-    """The structured type of one row of `columns`."""
+def record_dtype(columns: tuple[Column, ...]) -> np.dtype[np.void]:
+    """Return the structured dtype of one row of `columns`."""
     return np.dtype([(column.name, column.dtype) for column in columns])
 
 
-def create(group: h5py.Group, column: Column, **options) -> h5py.Dataset:
-    """Make the data set of `column`; the options are those of h5py's ``create_dataset``."""
-    return describe(group.create_dataset(column.name, dtype=column.dtype, **options), column)
+def create_data_set(group: h5py.Group, column: Column, **options: Any) -> h5py.Dataset:
+    """Create the data set of `column`; `options` are those of h5py's ``create_dataset``."""
+    return describe_data_set(group.create_dataset(column.name, dtype=column.dtype, **options), column)
 
 
-def describe(data_set: h5py.Dataset, column: Column) -> h5py.Dataset:
-    """Give a data set its units and description."""
+def describe_data_set(data_set: h5py.Dataset, column: Column) -> h5py.Dataset:
+    """Write the attributes ``units`` and ``description`` of a data set, and return it."""
     data_set.attrs.update({"units": column.units, "description": column.description})
     return data_set
 
 
-def attach_scales(file: h5py.File) -> None:
-    """Give the data sets of each group one dimension scale per axis, as netCDF wants."""
+def attach_dimension_scales(file: h5py.File) -> None:
+    """Attach one dimension scale per axis to the data sets of each group, as netCDF readers require."""
     groups = {"gradient": "version", "evaluation": "t_s", "pace": "t_s"}
     for group, rows in ((file[name], rows) for name, rows in groups.items() if name in file):
         vector_rows = VERSIONS_ROW.name if VERSIONS_ROW.name in group else rows
@@ -111,22 +144,3 @@ def attach_scales(file: h5py.File) -> None:
         for name in set(group) - set(scales):
             for dimension, scale in zip(group[name].dims, axes.get(name, (rows,)), strict=True):
                 dimension.attach_scale(group[scale])
-
-
-@contextmanager
-def making(what: str, path: Path):
-    """Make an `OSError` within the context a `ConfigError` that names what could not be made."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot make {what} {path}: {reason(error)}") from None
-
-
-def reason(error: Exception) -> str:
-    """Say in a few words what an error of h5py is about."""
-    # Says the same as HDF5's text, which fills a paragraph and may hold the number too.
-    number = getattr(error, "errno", None) or re.search(r"errno = (\d+)", str(error))
-    if number:
-        return os.strerror(number if isinstance(number, int) else int(number[1]))
-    text = str(error.args[0] if isinstance(error, KeyError) else error)  # as text a KeyError has quotes
-    return text.splitlines()[0]

@@ -1,8 +1,8 @@
-"""Convergence bounds of stale stochastic gradients, and the stepsizes that minimize them (``theory.md``).
+"""Convergence bounds of stale stochastic gradients, and the stepsizes that minimize them (``docs/theory.md``).
 
-Bounds A and B are numbers that a run can be held against: their constants are explicit. The rates of Tosi and
-Theobald (arXiv 2309.03754) are not: they say how the number of gradients grows, up to a factor that nobody
-knows. Both are for SGD with a constant stepsize; never compare one with the other.
+A run can be compared with bounds A and B, because their constants are explicit. It cannot be compared with the rates
+of Tosi and Theobald (arXiv 2309.03754), which give the number of gradients only up to an unknown factor. All of them
+assume SGD with a constant stepsize. Bounds must not be compared with rates.
 """
 
 import math
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _NEWTON_STEPS = 100
-_LARGEST = 1e30  # of a constant: products of some of them have to be numbers still
+_LARGEST_CONSTANT = 1e30  # products of several constants must stay finite
 
 
 class Constants(NamedTuple):
-    """What the bounds take of an objective.
+    """Constants of an objective that the bounds contain (``docs/theory.md``, "Definitions").
 
     Attributes
     ----------
     L : float, positive
-        Smoothness: the gradient is Lipschitz with this constant.
+        Smoothness: a Lipschitz constant of the gradient.
     sigma : float, at least 0
-        Root of a bound on the variance of a gradient, ``E ||g - grad f||^2 <= sigma^2``.
+        Square root of a bound on the variance of a stochastic gradient, ``E ||g - grad f||^2 <= sigma^2``.
     Q : float, at least 0
-        Root of a bound on ``E ||g||^2``; for bound A.
+        Square root of a bound on the second moment, ``E ||g||^2 <= Q^2``; only bound A contains it.
     F_0 : float, positive
-        ``f(x_0) - f*``.
+        ``f(x_0) - f*``, where ``f*`` is a lower bound of ``f``.
     """
 
     L: float
@@ -35,7 +35,15 @@ class Constants(NamedTuple):
 
 
 class Delays(NamedTuple):
-    """What the bounds take of a run's staleness; see ``theory.md`` and `staleness`."""
+    """Staleness of a run, as the bounds contain it (``docs/theory.md``, "Definitions").
+
+    Attributes
+    ----------
+    S_avg, S_rms, S_max : float
+        Mean, root mean square and maximum of the staleness of the gradients.
+    W_max : float
+        Largest reach of a gradient; infinite if it is not known.
+    """
 
     S_avg: float
     S_rms: float
@@ -43,7 +51,15 @@ class Delays(NamedTuple):
     W_max: float
 
     def times(self, factor: float) -> "Delays":
-        """The delays of a run in which every staleness is `factor` times as large."""
+        """Return the delays of a run in which every staleness is `factor` times as large.
+
+        ``W_max``, a sum of stalenesses over missed gradients, is multiplied by the square of `factor`.
+
+        Examples
+        --------
+        >>> Delays(4.0, 6.0, 30.0, 800.0).times(2.0)
+        Delays(S_avg=8.0, S_rms=12.0, S_max=60.0, W_max=3200.0)
+        """
         return Delays(self.S_avg * factor, self.S_rms * factor, self.S_max * factor, self.W_max * factor**2)
 
 
@@ -56,9 +72,9 @@ class Bound:
     Attributes
     ----------
     start, noise, staleness : float
-        Factors of the terms.
+        Coefficients of the three terms.
     largest_stepsize : float
-        The bound's condition.
+        Condition of the bound: the largest stepsize for which it holds.
     """
 
     start: float
@@ -67,7 +83,7 @@ class Bound:
     largest_stepsize: float
 
     def terms(self, stepsize: float) -> dict[str, float]:
-        """The three terms at `stepsize`, by name."""
+        """Return the values of the terms ``start``, ``noise`` and ``staleness`` at `stepsize`, by name."""
         return {
             "start": self.start / stepsize,
             "noise": self.noise * stepsize,
@@ -75,18 +91,19 @@ class Bound:
         }
 
     def value(self, stepsize: float) -> float:
-        """The sum of the terms; a bound only where the condition is met."""
+        """Return the sum of the terms at `stepsize`; it is a bound only if the condition is met."""
         return sum(self.terms(stepsize).values())
 
     def condition_met(self, stepsize: float) -> bool:
-        """Whether `stepsize` is one that the bound holds for."""
+        """Return True if the bound holds for `stepsize`."""
         return stepsize <= self.largest_stepsize
 
     def best_stepsize(self) -> float:
-        """The stepsize of the lowest bound among those that meet the condition.
+        """Return the stepsize that minimizes the bound among those that meet its condition.
 
-        The root of the derivative, ``2 staleness gamma^3 + noise gamma^2 = start``: a convex increasing function
-        of gamma, so that Newton's method comes down to it from any larger start.
+        If the condition permits, it is the root of ``2 staleness gamma^3 + noise gamma^2 - start``. This function of
+        gamma is increasing and convex, so that Newton's method decreases towards the root from any larger starting
+        point (``docs/theory.md``, "Stepsizes from a bound").
         """
         candidates = [self.largest_stepsize]
         if self.noise:
@@ -103,20 +120,32 @@ class Bound:
 
 
 def bound_a(constants: Constants, delays: Delays, n_gradients: int) -> Bound:
-    """Bound A of ``theory.md``, for bounded gradients: ``gamma <= 1 / (2 L)``.
+    """Return bound A (``docs/theory.md``, "Bound A"), for gradients with bounded second moment.
+
+    The condition is ``gamma <= 1 / (2 L)``.
 
     Parameters
     ----------
     constants : Constants
-        ``L`` positive.
     delays : Delays
     n_gradients : int, at least 1
-        ``T``, of all ranks.
+        ``T``, number of gradients of all ranks.
+
+    Returns
+    -------
+    bound : Bound
 
     Raises
     ------
     ValueError
-        If a constant is not finite or out of range.
+        If `n_gradients` is less than 1, or if a constant is not finite or out of range.
+
+    Examples
+    --------
+    >>> constants, delays = Constants(L=2.0, sigma=3.0, Q=5.0, F_0=7.0), Delays(4.0, 6.0, 30.0, 800.0)
+    >>> bound = bound_a(constants, delays, n_gradients=1000)
+    >>> bound.largest_stepsize, round(bound.value(0.01), 6)
+    (0.25, 3.88)
     """
     _check(constants, n_gradients)
     L, sigma, Q, F_0 = constants
@@ -125,9 +154,10 @@ def bound_a(constants: Constants, delays: Delays, n_gradients: int) -> Bound:
 
 
 def bound_b(constants: Constants, delays: Delays, n_gradients: int) -> Bound:
-    """Bound B of ``theory.md``, without a bound on the gradients; ``constants.Q`` is not used.
+    """Return bound B (``docs/theory.md``, "Bound B"), which assumes no bound on the gradients.
 
-    Its condition is ``gamma <= min(1 / (4 L), 1 / (2 sqrt(2) L sqrt(W_max)))``. Otherwise as `bound_a`.
+    The condition is ``gamma <= min(1 / (4 L), 1 / (2 sqrt(2) L sqrt(W_max)))``. ``constants.Q`` is not used; otherwise
+    parameters and errors are as for `bound_a`.
     """
     _check(constants._replace(Q=0.0), n_gradients)
     L, sigma, _, F_0 = constants
@@ -137,25 +167,29 @@ def bound_b(constants: Constants, delays: Delays, n_gradients: int) -> Bound:
     return Bound(4 * F_0 / n_gradients, 2 * L * sigma**2, (2 * L * sigma) ** 2 * delays.S_avg, largest)
 
 
-def paper_rates(constants: Constants, delays: Delays, between_models: float, epsilon: float) -> dict[str, dict]:
-    """The terms of both rates of Tosi and Theobald (arXiv 2309.03754, abstract), without their unknown factors.
+def paper_rates(
+    constants: Constants, delays: Delays, between_models: float, epsilon: float
+) -> dict[str, dict[str, float]]:
+    """Return the terms of both rates of Tosi and Theobald (arXiv 2309.03754, abstract), without unknown factors.
 
-    Gradients to reach a mean squared gradient norm of `epsilon`. Each term carries the factor ``L F_0``, which
-    makes it a pure number; what is still missing is a constant. The abstract's ``sigma`` is a variance.
+    The rates state how many gradients are needed to reach a mean squared gradient norm of `epsilon`, up to a constant
+    factor. Each term is multiplied by ``L F_0``, which makes it a pure number. The abstract's ``sigma`` is read as a
+    variance (``docs/theory.md``, "Rates of the paper").
 
     Parameters
     ----------
     constants : Constants
     delays : Delays
-        ``S_avg`` and ``S_max`` of the gradients stand for the abstract's looser average and maximum.
+        ``S_avg`` and ``S_max`` of the gradients are used in place of the looser average and maximum of the abstract.
     between_models : float
-        Average staleness between models.
+        Mean staleness between models.
     epsilon : float, positive
 
     Returns
     -------
     rates : dict
-        ``bounded_gradients``: ``noise, staleness_bounded, staleness``; ``any_gradients``: ``noise, staleness``.
+        ``"bounded_gradients"``, a dict of the terms ``noise``, ``staleness_bounded`` and ``staleness``, and
+        ``"any_gradients"``, a dict of the terms ``noise`` and ``staleness``.
     """
     scale = constants.L * constants.F_0
     noise = scale * constants.sigma**2 / epsilon**2
@@ -177,6 +211,6 @@ def _check(constants: Constants, n_gradients: int) -> None:
         raise ValueError(f"`n_gradients` must be at least 1, got {n_gradients}")
     for name, value in constants._asdict().items():
         positive = name in ("L", "F_0")
-        if not value < _LARGEST or value < 0 or (positive and value == 0):
+        if not value < _LARGEST_CONSTANT or value < 0 or (positive and value == 0):
             rule = "positive" if positive else "at least 0"
-            raise ValueError(f"`{name}` must be {rule} and below {_LARGEST:g}, got {value}")
+            raise ValueError(f"`{name}` must be {rule} and below {_LARGEST_CONSTANT:g}, got {value}")

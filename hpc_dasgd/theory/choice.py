@@ -1,61 +1,65 @@
-"""Choice of a stepsize from the convergence bounds, before a run."""
+"""Choice of a stepsize from the convergence bounds, before a run (``docs/theory.md``, "Stepsizes from a bound")."""
 
 from collections.abc import Mapping
 
-import numpy as np
-
+from hpc_dasgd.arrays.types import Floats
+from hpc_dasgd.data.batches import Sampler
 from hpc_dasgd.theory.bounds import Bound, Constants, Delays, bound_a, bound_b
-from hpc_dasgd.theory.constants import Estimate, estimate, probe
+from hpc_dasgd.theory.constants import Differentiable, Estimate, estimate, probe
 
-CONSTANTS = Constants._fields
-
-
-REACH_MARGIN = 4
-
-
-def lowest_bound(bounds: Mapping[str, Bound]) -> tuple[str, float]:
-    """The name of the bound that can be made lowest, and the stepsize that does it."""
-    best = {name: bound.best_stepsize() for name, bound in bounds.items()}
-    name = min(best, key=lambda name: bounds[name].value(best[name]))
-    return name, best[name]
+CONSTANT_NAMES = Constants._fields
+REACH_MARGIN = 4  # factor for the reach in a probe or a simulation, where extreme delays are rarer than in a run
 
 
 def choose_stepsize(
-    objective, batches, x0: np.ndarray, delays: Delays, n_gradients: int
+    objective: Differentiable, batches: Sampler, x0: Floats, delays: Delays, n_gradients: int
 ) -> tuple[str, float, Constants]:
-    """Choose a stepsize before a run: the one of the lowest bound, with constants estimated at the start.
+    """Choose the stepsize that minimizes the lower one of bounds A and B, with constants estimated at `x0`.
 
     Parameters
     ----------
-    objective : Objective
+    objective : Differentiable
     batches : Sampler
-        From `estimation.sampler`.
-    x0 : ndarray, shape (n_params,)
+        Batches for the estimates, from `constants.probe_sampler`.
+    x0 : ndarray, shape (n_params,), float32 or float64
+        Parameters at the start of the run.
     delays : Delays
-        Of a probe or a simulation, which see less of the extremes than a run: their reach counts `REACH_MARGIN`
-        times, which halves the largest stepsize of bound B. An infinite one leaves bound A alone.
+        Staleness in a probe or a simulation. ``W_max`` is multiplied by `REACH_MARGIN`, which halves the largest
+        stepsize of bound B. If it is infinite, only bound A is used.
     n_gradients : int
+        Number of gradients of all ranks in the run.
 
     Returns
     -------
-    name : str
-        Of the bound.
+    name : {"A", "B"}
+        Name of the bound.
     stepsize : float
     constants : Constants
+        Estimated constants.
+
+    Raises
+    ------
+    ValueError
+        If an estimate is not finite or out of range.
     """
-    found = estimate(objective, batches, [x0], [probe(objective, batches, x0)])
-    constants = constant_values(found)
+    constants = constant_values(estimate(objective, batches, [x0], [probe(objective, batches, x0)]))
     bounds = both_bounds(constants, delays._replace(W_max=REACH_MARGIN * delays.W_max), n_gradients)
-    return *lowest_bound({name: each for name, each in bounds.items() if each.largest_stepsize > 0}), constants
+    usable = {name: bound for name, bound in bounds.items() if bound.largest_stepsize > 0}
+    return *lowest_bound(usable), constants
 
 
-def both_bounds(values: Constants, delays: Delays, n_gradients: int) -> dict[str, Bound]:
-    """Bounds A and B by name."""
-    return {
-        "A": bound_a(values, delays, n_gradients),
-        "B": bound_b(values, delays, n_gradients),
-    }
+def lowest_bound(bounds: Mapping[str, Bound]) -> tuple[str, float]:
+    """Return the name of the bound with the lowest minimum, and the stepsize of this minimum."""
+    stepsizes = {name: bound.best_stepsize() for name, bound in bounds.items()}
+    name = min(stepsizes, key=lambda name: bounds[name].value(stepsizes[name]))
+    return name, stepsizes[name]
 
 
-def constant_values(constants: Mapping[str, Estimate]) -> Constants:
-    return Constants(*(constants[name].value for name in CONSTANTS))
+def both_bounds(constants: Constants, delays: Delays, n_gradients: int) -> dict[str, Bound]:
+    """Return bounds A and B by name; parameters and errors as for `bounds.bound_a`."""
+    return {"A": bound_a(constants, delays, n_gradients), "B": bound_b(constants, delays, n_gradients)}
+
+
+def constant_values(estimates: Mapping[str, Estimate]) -> Constants:
+    """Return the values of the estimates of ``L``, ``sigma``, ``Q`` and ``F_0``."""
+    return Constants(*(estimates[name].value for name in CONSTANT_NAMES))

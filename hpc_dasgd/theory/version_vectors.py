@@ -1,21 +1,40 @@
-"""Version-vector and staleness arithmetic (``theory.md``, "Definitions").
+"""Version vectors, causal order and staleness of gradients (``docs/theory.md``, "Definitions").
 
-Everything here follows from two things a run's log holds for each rank ``i``: when its gradients
-were completed, and the version vector of the replica each was taken at, ``versions[i][r, j]`` =
-number of updates of rank ``j`` in the replica (for ``j = i`` the gradient's own index). Where only
-every ``every``-th vector was logged, row ``r`` belongs to gradient ``r * every`` of its rank.
+All functions use two things from the log of each rank ``i``: the times at which its gradients were completed, and the
+version vectors of the replicas at which they were computed. ``versions[i][r, j]`` is the number of updates of rank `j`
+in the replica. Its own entry, ``j = i``, is the index of the gradient itself among those of rank `i`, except for the
+exchange "server": there the entry may be smaller, because the replica that the server returned need not contain the
+last updates of the rank yet. If only every ``every``-th vector was logged, row `r` belongs to the gradient with the
+index ``r * every`` of its rank.
 
-The vectors are walked in blocks of the global order, so that memory is bounded by the number of
-gradients, not by gradients times ranks; `versions[i]` may be anything that can be sliced by rows,
-an open HDF5 data set included.
+The vectors are processed in blocks of the global order, so that memory grows with the number of gradients, not with the
+number of gradients times ranks. `versions[i]` may be any object that can be sliced by rows, such as an open HDF5 data
+set.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-_BLOCK_ENTRIES = 1 << 21  # version-vector entries per block: 8 MiB, large enough for cheap file reads
-_MAX_SWEEPS = 1000  # a log that can be ordered needs one or two, except for contrived times
+from hpc_dasgd.arrays.arithmetic import ceil_div
+from hpc_dasgd.arrays.types import AnyArray, Float64s, Int64s, UInt32s
+
+_BLOCK_ENTRIES = 1 << 21  # version-vector entries per block: 8 MiB, large enough for efficient file reads
+_MAX_SWEEPS = 1000  # one or two suffice for a log that can be ordered, except for contrived times
+
+
+class VectorRows(Protocol):
+    """Version vectors of one rank, shape (n_vectors, n_ranks), uint32: an array, or data that is read when sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of vectors and number of ranks."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return one row, or the rows of a slice, as an array."""
 
 
 @dataclass(frozen=True)
@@ -25,61 +44,62 @@ class Order:
     Attributes
     ----------
     rank : ndarray, shape (T,), int32
-        Rank that took gradient ``t``.
+        Rank that computed gradient ``t``.
     index : ndarray, shape (T,), int64
-        Which of its rank's gradients ``t`` is, from 0.
+        Index of gradient ``t`` among those of its rank.
     counts : ndarray, shape (n_ranks,), int64
-        Gradients of each rank.
+        Number of gradients of each rank.
     """
 
-    rank: np.ndarray
-    index: np.ndarray
-    counts: np.ndarray
+    rank: npt.NDArray[np.int32]
+    index: Int64s
+    counts: Int64s
 
 
 @dataclass(frozen=True)
-class Missed:
-    """What the replicas had missed when the gradients were taken.
+class MissedGradients:
+    """Staleness and reach of gradients; made by `missed_gradients`.
 
     Attributes
     ----------
     rank : ndarray, shape (n_measured,), int32
         Rank of each gradient whose vector was logged, in the global order.
     staleness : ndarray, shape (n_measured,), int64
-        ``S_t``, gradients missed.
+        ``S_t``, the number of gradients that each of them missed.
     per_pair : ndarray, shape (n_ranks, n_ranks), int64
-        ``[i, j]``: how many gradients of rank `j` those of rank `i` missed; sums to ``staleness.sum()``.
+        ``per_pair[i, j]``: number of gradients of rank `j` that the gradients of rank `i` missed; the sum of all
+        entries is ``staleness.sum()``.
     reach : ndarray, shape (T,), int64
-        ``W_s`` of every gradient, in the global order; an estimate where not every vector was logged.
+        ``W_s`` of every gradient, in the global order; an estimate if not every vector was logged.
     """
 
-    rank: np.ndarray
-    staleness: np.ndarray
-    per_pair: np.ndarray
-    reach: np.ndarray
+    rank: npt.NDArray[np.int32]
+    staleness: Int64s
+    per_pair: Int64s
+    reach: Int64s
 
     @property
-    def per_source(self) -> np.ndarray:
-        """How many of the missed gradients were of each rank, shape (n_ranks,), int64."""
+    def per_source(self) -> Int64s:
+        """Number of missed gradients of each rank, shape (n_ranks,), int64."""
         return self.per_pair.sum(axis=0)
 
 
-def causal_order(times, versions, every=1):
-    """Order all gradients by completion time, corrected until causality holds.
+def causal_order(times: Sequence[Float64s], versions: Sequence[VectorRows], every: int = 1) -> Order:
+    """Order all gradients by completion time, corrected so that the order is causal.
 
-    A gradient must come after its rank's previous one and after every gradient its replica held. A
-    time logged too late (the rank was descheduled between publishing and reading the clock, or its
-    clock runs ahead) is lowered to just before the first gradient that held the update; equal times
-    are ordered by rank.
+    A gradient must come after the previous one of its rank and after every gradient whose update its replica
+    contained. A time that was logged too late (the rank was descheduled between publishing and reading the clock, or
+    its clock is fast) is lowered to just before the first gradient whose replica contained the update. Equal times are
+    ordered by rank.
 
     Parameters
     ----------
     times : sequence of n_ranks ndarrays, shape (n_gradients_i,), float64, s
-        Completion times of each rank's gradients, on any common clock.
-    versions : sequence of n_ranks array-likes, shape (ceil(n_gradients_i / every), n_ranks), uint32
-        Logged version vectors. Entries beyond a rank's last logged gradient count as that one.
+        Completion times of the gradients of each rank, on any common clock.
+    versions : sequence of n_ranks VectorRows, shape (ceil(n_gradients_i / every), n_ranks), uint32
+        Logged version vectors. An entry larger than the number of gradients logged by that rank is lowered to it.
     every : int
-        Every how many gradients a vector was logged.
+        A rank logs the vector of one gradient in this number.
 
     Returns
     -------
@@ -88,88 +108,99 @@ def causal_order(times, versions, every=1):
     Raises
     ------
     ValueError
-        If shapes do not fit, or no order is causal: some gradients held each other.
+        If shapes do not agree, or if there is no causal order.
+
+    Examples
+    --------
+    Rank 1 computes its only gradient after it has read the first update of rank 0:
+
+    >>> order = causal_order([np.array([1.0, 3.0]), np.array([2.0])], [np.array([[0, 0], [1, 0]]), np.array([[1, 0]])])
+    >>> order.rank.tolist(), order.index.tolist()
+    ([0, 1, 0], [0, 0, 1])
     """
-    counts = np.array([len(t) for t in times], dtype=np.int64)
+    counts = np.array([len(own) for own in times], dtype=np.int64)
     _check_shapes(counts, versions, every)
     ends = np.cumsum(counts)
-    flat = np.concatenate([np.asarray(t, dtype=np.float64) for t in times])
+    flat = np.concatenate([np.asarray(own, dtype=np.float64) for own in times])
     for _ in range(min(_MAX_SWEEPS, flat.size) + 1):
         for start, end in zip(ends - counts, ends, strict=True):
             flat[start:end] = np.minimum.accumulate(flat[start:end][::-1])[::-1]
         order = _sorted_order(flat, counts)
         if not _lower_late_times(flat, order, versions, every):
             return order
-    raise ValueError("`versions` cannot be ordered causally: some gradients held each other")
+    raise ValueError("`versions` has no causal order: some replicas contained each other's later updates")
 
 
-def missed_gradients(order, versions, every=1):
-    """Compute the staleness of each gradient and the reach of each gradient (``theory.md``).
+def missed_gradients(order: Order, versions: Sequence[VectorRows], every: int = 1) -> MissedGradients:
+    """Compute the staleness and the reach of the gradients (``docs/theory.md``, "Definitions").
 
-    With ``c_t`` the gradients completed before ``t``: ``S_t = sum_j (c_t[j] - v_t[j])``, and
-    ``W_s = sum of S_t over all t that missed s``. For ``s`` the ``m``-th gradient of rank ``j``, those
-    are the ``t`` after ``s`` less those with ``v_t[j] > m``. Costs O(n_ranks T).
+    With ``c_t[j]`` the number of gradients of rank `j` before ``t`` in the order, and ``v_t`` the version vector of
+    the replica: ``S_t = sum_j (c_t[j] - v_t[j])``, and ``W_s = sum of S_t over all t that missed s``. For ``s`` the
+    gradient with index ``m`` of rank ``j``, these are all ``t`` after ``s`` except those with ``v_t[j] > m``. The cost
+    is O(n_ranks T).
 
     Parameters
     ----------
     order : Order
         From `causal_order` of the same log.
     versions, every
-        As for `causal_order`. Gradients without a logged vector are not measured; to the reach of
-        others each measured one adds `every` times its own, in place of those.
+        As for `causal_order`. Gradients without a logged vector are not measured; each measured gradient counts
+        `every` times in the reach of others, in place of those that are not measured.
 
     Returns
     -------
-    missed : Missed
+    missed : MissedGradients
     """
     staleness = np.zeros(order.rank.size, dtype=np.int64)
-    per_pair = np.zeros((order.counts.size,) * 2, dtype=np.int64)
-    holding = [np.zeros(count + 1, dtype=np.int64) for count in order.counts]
-    for t, held, completed in walk(order, versions, every):
-        missed = completed - held
+    per_pair = np.zeros((order.counts.size, order.counts.size), dtype=np.int64)
+    # by_version[j][v] is the sum of S_t over all t with v_t[j] = v.
+    by_version = [np.zeros(count + 1, dtype=np.int64) for count in order.counts]
+    for t, vectors, completed in logged_blocks(order, versions, every):
+        missed = completed - vectors
         staleness[t] = missed.sum(axis=1, dtype=np.int64)
         _add_rows_at(per_pair, order.rank[t], missed)
-        for held_of_source, weight in zip(held.T, holding, strict=True):
-            _add_at(weight, held_of_source, staleness[t])
+        for versions_of_source, sums in zip(vectors.T, by_version, strict=True):
+            _add_at(sums, versions_of_source, staleness[t])
     after = staleness.sum() - np.cumsum(staleness)
     reach = np.empty_like(after)
-    for source, weight in enumerate(holding):
-        # weight[v] is the staleness of all t with v_t[source] = v; now of all t with v_t[source] > m
-        held_later = weight.sum() - np.cumsum(weight)[:-1]
+    for source, sums in enumerate(by_version):
+        contained_later = sums.sum() - np.cumsum(sums)[:-1]  # by index m: sum of S_t over all t with v_t[source] > m
         position = np.flatnonzero(order.rank == source)
-        reach[position] = after[position] - held_later
+        reach[position] = after[position] - contained_later
     measured = order.index % every == 0
-    return Missed(order.rank[measured], staleness[measured], per_pair, every * reach)
+    return MissedGradients(order.rank[measured], staleness[measured], per_pair, every * reach)
 
 
-def replicas_at(moments, starts, versions, every=1):
-    """Look up the version vectors of all replicas at given moments.
+def replicas_at(
+    moments: Float64s, starts: Sequence[Float64s], versions: Sequence[VectorRows], every: int = 1
+) -> Int64s:
+    """Return the version vectors of all replicas at given moments.
 
     Parameters
     ----------
     moments : ndarray, shape (n_moments,), float64, s
         Ascending.
     starts : sequence of n_ranks ndarrays, shape (n_gradients_i,), float64, s
-        When each rank's gradients began.
+        Times at which the computation of the gradients of each rank began.
     versions, every
         As for `causal_order`.
 
     Returns
     -------
     replicas : ndarray, shape (n_moments, n_ranks, n_ranks), int64
-        ``replicas[m, i]``: the last vector rank `i` had logged at moment `m`, zero before its first.
+        ``replicas[m, i]``: last vector that rank `i` had logged at moment `m`; zeros before its first.
     """
     n_ranks = len(starts)
     replicas = np.zeros((len(moments), n_ranks, n_ranks), dtype=np.int64)
     for rank, start in enumerate(starts):
-        row = (np.searchsorted(start, moments, side="right") - 1) // every
-        for found in np.unique(row[row >= 0]):
-            replicas[row == found, rank] = versions[rank][found]
+        rows = (np.searchsorted(start, moments, side="right") - 1) // every
+        for row in np.unique(rows[rows >= 0]):
+            replicas[rows == row, rank] = versions[rank][row]
     return replicas
 
 
-def between_models(replicas):
-    """Compute the staleness between all pairs of models at one moment.
+def between_models(replicas: Int64s) -> Int64s:
+    """Compute the staleness between all pairs of models at one moment (``docs/theory.md``, "Definitions").
 
     Parameters
     ----------
@@ -179,55 +210,37 @@ def between_models(replicas):
     Returns
     -------
     staleness : ndarray, shape (n_ranks, n_ranks), int64
-        ``sum_j |v_i[j] - v_k[j]|`` (``theory.md``): updates in one replica but not the other.
+        ``sum_j |v_i[j] - v_k[j]|``: number of updates that are in one of the two replicas only.
+
+    Examples
+    --------
+    >>> between_models(np.array([[1, 1], [4, 0]])).tolist()
+    [[0, 4], [4, 0]]
     """
     return np.stack([np.abs(replicas - own).sum(axis=1) for own in replicas])
 
 
-def _check_shapes(counts, versions, every):
-    for rank, (count, rows) in enumerate(zip(counts.tolist(), versions, strict=True)):
-        expected = (-(-count // every), counts.size)
-        if tuple(rows.shape) != expected:
-            raise ValueError(
-                f"`versions[{rank}]` must have shape {expected} for {count} gradients with one "
-                f"vector per {every}, got {tuple(rows.shape)}"
-            )
+def logged_blocks(
+    order: Order, versions: Sequence[VectorRows], every: int = 1
+) -> Iterator[tuple[Int64s, UInt32s, UInt32s]]:
+    """Yield the gradients whose vector was logged, in blocks of the global order.
 
+    Parameters
+    ----------
+    order : Order
+        From `causal_order` of the same log.
+    versions, every
+        As for `causal_order`.
 
-def _sorted_order(flat, counts):
-    """Order gradients, given rank after rank in `flat`, by time, then rank, then index."""
-    position = np.argsort(flat, kind="stable")
-    rank = np.repeat(np.arange(counts.size, dtype=np.int32), counts)[position]
-    return Order(rank, position - (np.cumsum(counts) - counts)[rank], counts)
-
-
-def _lower_late_times(flat, order, versions, every):
-    """Lower in `flat` the times of gradients ordered after one that held them; say if any were."""
-    first = np.cumsum(order.counts) - order.counts
-    times = flat.copy()  # bounds come from the times the order was made of
-    late = False
-    for t, held, completed in walk(order, versions, every):
-        row, source = np.nonzero(held > completed)
-        if row.size == 0:
-            continue
-        late = True
-        rank, index = order.rank[t[row]], order.index[t[row]]
-        if np.any(rank == source):
-            wrong = np.argmax(rank == source)
-            raise ValueError(
-                f"`versions` says that gradient {index[wrong]} of rank {rank[wrong]} was taken after "
-                f"{held[row[wrong], source[wrong]]} updates of its own"
-            )
-        bound = np.nextafter(times[first[rank] + index], -np.inf)
-        np.minimum.at(flat, first[source] + held[row, source] - 1, bound)
-    return late
-
-
-def walk(order, versions, every=1):
-    """Yield ``(t, held, completed)`` for blocks of the gradients whose vector was logged.
-
-    `t` (m,) are positions in the global order, `held` (m, n_ranks) uint32 the vectors ``v_t``,
-    `completed` (m, n_ranks) uint32 the vectors ``c_t``.
+    Yields
+    ------
+    t : ndarray, shape (m,), int64
+        Positions in the global order, ascending.
+    vectors : ndarray, shape (m, n_ranks), uint32
+        ``v_t``, version vectors of the replicas at which the gradients were computed. The logs of a killed run end at
+        different moments: entries are limited to the number of gradients logged by each rank.
+    completed : ndarray, shape (m, n_ranks), uint32
+        ``c_t``, number of gradients of each rank before ``t``.
     """
     ranks = np.arange(order.counts.size, dtype=np.int32)
     limit = order.counts.astype(np.uint32)
@@ -241,29 +254,82 @@ def walk(order, versions, every=1):
         before = completed[-1].copy()
         completed -= own
         logged = np.flatnonzero(index % every == 0)
-        held = _held(rank[logged], index[logged] // every, versions)
-        # Logs of a killed run end at different moments: what is beyond one's end is left out.
-        np.minimum(held, limit, out=held)
-        yield begin + logged, held, completed if logged.size == index.size else completed[logged]
+        vectors = _gather_vectors(rank[logged], index[logged] // every, versions)
+        np.minimum(vectors, limit, out=vectors)
+        yield begin + logged, vectors, completed if logged.size == index.size else completed[logged]
 
 
-def _held(rank, row, versions):
-    """Gather the logged vectors of gradients given by rank and log row, (m, n_ranks) uint32."""
-    held = np.empty((rank.size, len(versions)), dtype=np.uint32)
+def _check_shapes(counts: Int64s, versions: Sequence[VectorRows], every: int) -> None:
+    for rank, (count, rows) in enumerate(zip(counts.tolist(), versions, strict=True)):
+        expected = (ceil_div(count, every), counts.size)
+        if tuple(rows.shape) != expected:
+            raise ValueError(
+                f"`versions[{rank}]` must have shape {expected} for {count} gradients with one "
+                f"vector per {every}, got {tuple(rows.shape)}"
+            )
+
+
+def _sorted_order(flat: Float64s, counts: Int64s) -> Order:
+    """Order gradients by time, then rank, then index; `flat` has their times, rank after rank."""
+    position = np.argsort(flat, kind="stable")
+    rank = np.repeat(np.arange(counts.size, dtype=np.int32), counts)[position]
+    return Order(rank, position - (np.cumsum(counts) - counts)[rank], counts)
+
+
+def _lower_late_times(flat: Float64s, order: Order, versions: Sequence[VectorRows], every: int) -> bool:
+    """Lower the times of gradients that come after a gradient whose replica contained their update.
+
+    Parameters
+    ----------
+    flat : ndarray, shape (T,), float64, s
+        Times of the gradients, rank after rank; changed in place.
+    order : Order
+        The order of `flat`.
+    versions, every
+        As for `causal_order`.
+
+    Returns
+    -------
+    late : bool
+        True if a time was lowered.
+    """
+    first = np.cumsum(order.counts) - order.counts
+    times = flat.copy()  # the times of `order`: bounds do not depend on times that were lowered already
+    late = False
+    for t, vectors, completed in logged_blocks(order, versions, every):
+        row, source = np.nonzero(vectors > completed)
+        if row.size == 0:
+            continue
+        late = True
+        rank, index = order.rank[t[row]], order.index[t[row]]
+        if np.any(rank == source):
+            wrong = np.argmax(rank == source)
+            raise ValueError(
+                f"`versions` says that the replica of gradient {index[wrong]} of rank {rank[wrong]} contained "
+                f"{vectors[row[wrong], source[wrong]]} updates of its own rank"
+            )
+        bound = np.nextafter(times[first[rank] + index], -np.inf)
+        np.minimum.at(flat, first[source] + vectors[row, source] - 1, bound)
+    return late
+
+
+def _gather_vectors(rank: npt.NDArray[np.int32], row: Int64s, versions: Sequence[VectorRows]) -> UInt32s:
+    """Return the logged vectors, shape (m, n_ranks), uint32, of gradients given by their ranks and rows in the logs."""
+    vectors = np.empty((rank.size, len(versions)), dtype=np.uint32)
     by_rank = np.argsort(rank, kind="stable")
     ends = np.searchsorted(rank[by_rank], np.arange(len(versions)), side="right")
     begin = 0
     for rows, end in zip(versions, ends, strict=True):
         if end > begin:
-            here = by_rank[begin:end]
-            # one rank's gradients are in order: a contiguous slice of its log
-            held[here] = rows[row[here[0]] : row[here[-1]] + 1]
+            positions = by_rank[begin:end]
+            # The gradients of one rank are in order: their vectors are a contiguous slice of its log.
+            vectors[positions] = rows[row[positions[0]] : row[positions[-1]] + 1]
         begin = end
-    return held
+    return vectors
 
 
-def _add_at(total, index, amount):
-    """Do ``total[index] += amount`` with repeated indices, fast for indices that lie close together."""
+def _add_at(total: Int64s, index: AnyArray, amount: Int64s) -> None:
+    """Do ``total[index] += amount`` with repeated indices; fast if the indices are close to each other."""
     if index.size == 0:
         return
     low = index.min()
@@ -272,7 +338,7 @@ def _add_at(total, index, amount):
     total[low : low + sums.size] += sums.astype(np.int64)
 
 
-def _add_rows_at(total, index, rows):
+def _add_rows_at(total: Int64s, index: AnyArray, rows: AnyArray) -> None:
     """Do ``total[index] += rows`` with repeated indices."""
     if index.size == 0:
         return

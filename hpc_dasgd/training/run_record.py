@@ -1,71 +1,114 @@
-"""The directory of a run: where it is, and what its ``run.h5`` says of how the run began and ended."""
+"""Record of a run: its directory, and what its ``run.h5`` says about its start and its end."""
 
 import os
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
 
 import hpc_dasgd
+from hpc_dasgd.arrays.devices import Device
+from hpc_dasgd.arrays.types import AnyArray
 from hpc_dasgd.config.settings import Config
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.runtime import collective, hardware, mpi
+from hpc_dasgd.exchange.interface import Exchange, Settled
+from hpc_dasgd.objectives.interface import Objective, has_parameter_shapes
+from hpc_dasgd.runtime import hardware, mpi
+from hpc_dasgd.runtime.collective import cores_of_each_rank, node_of_each_rank, on_rank_0
 from hpc_dasgd.storage import checkpoint_file, layout, run_file
-from hpc_dasgd.training.resume import GenerationStart
+from hpc_dasgd.training.generation_start import GenerationStart
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
-def choose_directory(comm, config: Config, run: str | Path | None, resume: bool) -> tuple[Path, bool]:
-    """The run directory, and whether there is a run in it to go on with. Collective.
+def choose_directory(comm: "MPI.Intracomm", config: Config, run: str | Path | None, resume: bool) -> tuple[Path, bool]:
+    """Choose the run directory. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    config : Config
+    run : path or None
+        The directory that the user names; None for a new one, ``runs/NAME-TIMESTAMP``.
+    resume : bool
+        Whether the user asks to continue a run.
+
+    Returns
+    -------
+    directory : Path
+    resumes : bool
+        Whether `directory` holds a run to continue.
 
     Raises
     ------
     ConfigError
-        On every rank, if `resume` is asked for and no directory is named.
+        On every rank, if `resume` is true and no directory is named.
     """
 
     def find() -> tuple[Path, bool]:
         if run is None and resume:
             raise ConfigError("`resume` needs the directory of the run, got none")
-        directory = Path(_default(config) if run is None else run)
+        directory = Path(_new_directory(config) if run is None else run)
         return directory, resume and (directory / layout.RUN_FILE).exists()
 
-    return comm.bcast(collective.raise_on_all_ranks(comm, lambda: find() if comm.rank == 0 else None), root=0)
+    return on_rank_0(comm, find)
 
 
-def describe_launch(comm, host: str, device) -> dict:
-    """What ``run.h5`` says of the ranks, their machines, and the `device` of each. Collective."""
+def describe_launch(comm: "MPI.Intracomm", host: str, device: Device) -> dict[str, Any]:
+    """Return the attributes of ``run.h5`` that describe the ranks and their machines. Collective over `comm`.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    host : str
+        Host name of this rank.
+    device : Device
+        Device of this rank.
+    """
     described = comm.allgather(hardware.describe_hardware())
     return {
         "n_ranks": comm.size,
         "hosts": comm.allgather(host),
         "devices": comm.allgather(device.name),
-        "nodes": collective.node_of_each_rank(comm),
-        "cores": collective.cores_of_each_rank(comm),
+        "nodes": node_of_each_rank(comm),
+        "cores": cores_of_each_rank(comm),
         **{name: "; ".join(sorted({other[name] for other in described})) for name in described[0]},
     }
 
 
-def create_record(directory: Path, config: Config, started: Mapping, objective, start: GenerationStart) -> None:
-    """Make the ``run.h5`` of a generation; `started` are more attributes. On one rank.
+def create_record(
+    directory: Path, config: Config, described: Mapping[str, Any], objective: Objective, start: GenerationStart
+) -> None:
+    """Create the ``run.h5`` of a generation. Not collective; called on one rank only.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    config : Config
+    described : mapping
+        Further attributes, such as those of `describe_launch`.
+    objective : Objective
+    start : GenerationStart
 
     Raises
     ------
     ConfigError
-        If the directory holds a run that was not resumed, or cannot be written to.
+        If the directory holds a run that is not resumed, or cannot be written to.
     """
-    if start.generation == 0 and checkpoint_file.paths(directory):
+    if start.generation == 0 and checkpoint_file.list_checkpoints(directory):
         raise ConfigError(f"`--run` must be a directory that holds no run yet, got {directory}")
-    import mpi4py
-
     attributes = {
         "seed": config.seed,
-        **started,
+        **described,
         "run_id": start.run_id,
         "generation": start.generation,
         "parent": start.parent,
@@ -73,6 +116,21 @@ def create_record(directory: Path, config: Config, started: Mapping, objective, 
         "begun_s": start.begun_s,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
+        **_library_versions(),
+    }
+    run_file.create_run(
+        layout.generation_directory(directory, start.generation),
+        config_toml=config.to_toml(),
+        attributes=attributes,
+        x0=start.first_parameters,
+        parameter_shapes=objective.parameter_shapes if has_parameter_shapes(objective) else None,
+    )
+
+
+def _library_versions() -> dict[str, str]:
+    import mpi4py
+
+    return {
         "hpc_dasgd_version": hpc_dasgd.__version__,
         "python_version": platform.python_version(),
         "numpy_version": np.__version__,
@@ -81,18 +139,27 @@ def create_record(directory: Path, config: Config, started: Mapping, objective, 
         "mpi4py_version": mpi4py.__version__,
         "mpi_library": mpi.library_version(),
     }
-    shapes = getattr(objective, "parameter_shapes", None)
-    run_file.create_run(
-        layout.generation_directory(directory, start.generation),
-        config_toml=config.to_toml(),
-        attributes=attributes,
-        x0=start.x0,
-        parameter_shapes=shapes,
-    )
 
 
 class RankSummary(NamedTuple):
-    """What a rank says of itself when it has trained; in this generation, where a run was resumed."""
+    """What one rank did in this generation of a run.
+
+    Attributes
+    ----------
+    rank : int
+    made : int
+        Number of updates that this rank made.
+    dropped_reads, transferred_bytes : int
+        Reads that were discarded as inconsistent, and bytes read from and sent to other ranks.
+    clock_offset_s, clock_drift_s, clock_error_s : float, s
+        See `runtime.clock.Clock`.
+    checkpoint_stall_s : float, s
+        Longest time that training waited for a checkpoint.
+    loss, accuracy : float
+        Newest evaluation of this rank.
+    missing : list of str
+        Descriptions of what could not be written to its files.
+    """
 
     rank: int
     made: int
@@ -107,8 +174,43 @@ class RankSummary(NamedTuple):
     missing: list[str]
 
 
+@dataclass(frozen=True, eq=False)
+class RunEnd:
+    """How a run ended.
+
+    Attributes
+    ----------
+    settled : Settled
+        Outcome of the final synchronisation.
+    start : GenerationStart
+        Where this generation began.
+    seconds : float, s
+        Time that the run has taken.
+    signal : str
+        Name of the signal that stopped it; empty if its budget is spent.
+    statistics : dict of str to ndarray
+        Running statistics of the objective; see `running_statistics.average_over_ranks`.
+    """
+
+    settled: Settled
+    start: GenerationStart
+    seconds: float
+    signal: str
+    statistics: dict[str, AnyArray]
+
+
 class RunOutcome(NamedTuple):
-    """What all ranks together have come to; loss and accuracy are those of the first rank that lives."""
+    """Outcome of a run over all ranks.
+
+    Attributes
+    ----------
+    gradients : int
+        Number of gradients of all ranks, over all generations.
+    loss, accuracy : float
+        Newest evaluation of the lowest rank that is alive.
+    missing : list of str
+        Descriptions of what could not be written, on any rank.
+    """
 
     gradients: int
     loss: float
@@ -116,61 +218,56 @@ class RunOutcome(NamedTuple):
     missing: list[str]
 
 
-def complete_record(
-    directory: Path,
-    replicas,
-    last: RankSummary,
-    settled,
-    start: GenerationStart,
-    seconds: float,
-    stopped: str,
-    statistics: Mapping,
-) -> RunOutcome:
-    """Have the first rank that lives say in ``run.h5`` how the run ended; every rank has closed its log. Collective.
+def complete_record(directory: Path, exchange: Exchange, summary: RankSummary, end: RunEnd) -> RunOutcome:
+    """Write to ``run.h5`` how the run ended. Collective over the ranks that are alive, after each has closed its log.
+
+    The lowest rank that is alive writes; if it dies while writing, the next one writes.
 
     Parameters
     ----------
     directory : Path
         The run directory.
-    replicas : Exchange
-    last : LastWords
-        Of this rank.
-    settled : Settled
-    start : Start
-    seconds : float
-        That the run has taken.
-    stopped : str
-        The signal that stopped it; empty where its budget is spent.
-    statistics : mapping of str to ndarray
-        Running statistics; see `running_statistics.make_one`.
+    exchange : Exchange
+    summary : RankSummary
+        Summary of this rank.
+    end : RunEnd
+
+    Returns
+    -------
+    outcome : RunOutcome
     """
-    words = replicas.allgather(last)
-    present = [each for each in words if each is not None]
-    summary = _summarize(words, present, replicas, settled, start, seconds) | {"signal": stopped}
-    for writer in present:  # should one die over it, the next
-        problem = []
-        if writer.rank == last.rank:
-            try:
-                if stopped:
-                    run_file.stop_run(directory, attributes=summary, running_statistics=statistics)
-                else:
-                    run_file.complete_run(
-                        directory,
-                        final=replicas.device.to_host(replicas.parameters),
-                        attributes=summary,
-                        running_statistics=statistics,
-                    )
-            except ConfigError as error:
-                problem = [f"{'how the run ended' if stopped else 'the final parameters'}: {error}"]
-        answers = replicas.allgather(problem)
-        if answers[writer.rank] is not None:
+    of_ranks: list[RankSummary | None] = exchange.allgather(summary)
+    present = [each for each in of_ranks if each is not None]
+    attributes = _summarize(of_ranks, exchange, end) | {"signal": end.signal}
+    for writer in present:
+        problems = _write_end(directory, exchange, attributes, end) if writer.rank == summary.rank else []
+        answers: list[list[str] | None] = exchange.allgather(problems)
+        answer = answers[writer.rank]
+        if answer is not None:
             break
-    missing = [text for each in present for text in each.missing] + answers[writer.rank]
-    return RunOutcome(summary["gradients"], writer.loss, writer.accuracy, missing)
+    missing = [text for each in present for text in each.missing] + (answer or [])
+    return RunOutcome(attributes["gradients"], writer.loss, writer.accuracy, missing)
 
 
-def _default(config: Config) -> Path:
-    """Make a new directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
+def _write_end(directory: Path, exchange: Exchange, attributes: Mapping[str, Any], end: RunEnd) -> list[str]:
+    """Complete ``run.h5`` on this rank; returns what could not be written."""
+    try:
+        if end.signal:
+            run_file.stop_run(directory, attributes=attributes, running_statistics=end.statistics)
+        else:
+            run_file.complete_run(
+                directory,
+                final=exchange.device.to_host(exchange.parameters),
+                attributes=attributes,
+                running_statistics=end.statistics,
+            )
+    except ConfigError as error:
+        return [f"{'how the run ended' if end.signal else 'the final parameters'}: {error}"]
+    return []
+
+
+def _new_directory(config: Config) -> Path:
+    """Create a directory ``runs/NAME-TIMESTAMP``; jobs that start in the same second get different ones."""
     first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         directory = first if number == 1 else first.with_name(f"{first.name}-{number}")
@@ -179,30 +276,25 @@ def _default(config: Config) -> Path:
         except OSError:
             if os.path.lexists(directory):
                 continue
-            # Else `create_run` will say what is wrong with the place.
-        return directory
+            # Otherwise `create_record` reports why the directory cannot be used.
+        break
+    return directory
 
 
-def _summarize(
-    words: list[RankSummary | None],
-    present: list[RankSummary],
-    replicas,
-    settled,
-    start: GenerationStart,
-    seconds: float,
-) -> dict:
-    """What ``run.h5`` says of how the run ended; of a rank that died, what its last publication tells."""
-    made = [int(replicas.versions[rank]) if each is None else each.made for rank, each in enumerate(words)]
+def _summarize(of_ranks: list[RankSummary | None], exchange: Exchange, end: RunEnd) -> dict[str, Any]:
+    """Return the attributes of ``run.h5`` that describe the end; a rank that died counts as far as it published."""
+    present = [each for each in of_ranks if each is not None]
+    made = [int(exchange.versions[rank]) if each is None else each.made for rank, each in enumerate(of_ranks)]
     return {
-        "gradients": start.gradients + sum(made),
-        "seconds": seconds,
-        "died": np.array(replicas.died, np.int64),
-        "drift": settled.drift,
+        "gradients": end.start.gradients + sum(made),
+        "seconds": end.seconds,
+        "died": np.array(exchange.died, np.int64),
+        "drift": end.settled.drift,
         "dropped_reads": sum(each.dropped_reads for each in present),
-        "consensus_distance": settled.consensus_distance,
-        "transferred_bytes": [0 if each is None else each.transferred_bytes for each in words],
-        "clock_offset_s": [0.0 if each is None else each.clock_offset_s for each in words],
-        "clock_drift_s": [0.0 if each is None else each.clock_drift_s for each in words],
+        "consensus_distance": end.settled.consensus_distance,
+        "transferred_bytes": [0 if each is None else each.transferred_bytes for each in of_ranks],
+        "clock_offset_s": [0.0 if each is None else each.clock_offset_s for each in of_ranks],
+        "clock_drift_s": [0.0 if each is None else each.clock_drift_s for each in of_ranks],
         "clock_error_s": max(each.clock_error_s for each in present),
         "checkpoint_stall_s": max(each.checkpoint_stall_s for each in present),
     }

@@ -1,43 +1,54 @@
-"""The stepsize that theory asks for, chosen before the first step."""
+"""Stepsize from theory (``optimizer.stepsize = "bound"``), chosen before the first step.
+
+See ``docs/theory.md``, "Stepsizes from a bound".
+"""
 
 import json
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hpc_dasgd.arrays.types import Array, Float64s, Int64s
 from hpc_dasgd.config.settings import Config
+from hpc_dasgd.data.dataset import Sampler
 from hpc_dasgd.errors import TrainingError
 from hpc_dasgd.exchange import registry
-from hpc_dasgd.exchange.interface import IDLE_S
-from hpc_dasgd.runtime import collective
+from hpc_dasgd.exchange.interface import IDLE_S, Exchange, ExchangeSetup
 from hpc_dasgd.runtime.clock import Clock
+from hpc_dasgd.runtime.collective import on_rank_0
 from hpc_dasgd.theory.bounds import Constants, Delays
 from hpc_dasgd.theory.choice import choose_stepsize
 from hpc_dasgd.theory.constants import probe_sampler
 from hpc_dasgd.theory.staleness import measure
 from hpc_dasgd.theory.version_vectors import causal_order
+from hpc_dasgd.training import stragglers
+from hpc_dasgd.training.generation_start import GenerationStart
+from hpc_dasgd.training.problem import Problem
 
-PROBE_STEPS = 64  # of each rank, on average
-_EXCHANGES = 4  # of each rank, at the least
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PROBE_STEPS = 64  # steps per rank of a probe, on average
+_EXCHANGES = 4  # exchanges per rank of a probe, at least
 
 
-class Chosen(NamedTuple):
-    """A stepsize, and what it comes from.
+class ChosenStepsize(NamedTuple):
+    """A stepsize, and what it was chosen from.
 
     Attributes
     ----------
     stepsize : float
     bound : str
-        ``"A"`` or ``"B"``: the one that this stepsize makes lowest.
+        ``"A"`` or ``"B"``: the bound that is lowest, which this stepsize minimizes.
     constants : Constants
+        Estimated at the first parameters.
     delays : Delays
-        As measured by the probe.
+        Measured by the probe.
     n_gradients : int
-        That the run will make, by its budget.
+        Number of gradients that the budget of the run allows.
     """
 
     stepsize: float
@@ -46,105 +57,109 @@ class Chosen(NamedTuple):
     delays: Delays
     n_gradients: int
 
-
-def resolve_stepsize(
-    comm, config: Config, device, objective, data, start, delays_s: Iterator[float] | None
-) -> tuple[Config, str]:
-    """Return settings whose stepsize is a number, and as JSON what it comes from, if it was chosen. Collective.
-
-    What was chosen for a run stays when it is resumed. `start` is a `resume.Start`, the others are as for `choose`.
-    """
-    if config.optimizer.stepsize != "bound":
-        return config, ""
-    chosen = start.chosen
-    if not chosen:
-        chosen = json.dumps(_as_dict(choose(comm, config, device, objective, data, start.x0, delays_s)))
-    return replace(config, optimizer=replace(config.optimizer, stepsize=json.loads(chosen)["stepsize"])), chosen
+    def to_json(self) -> str:
+        """Return this record as JSON text, for the attribute ``stepsize_chosen`` of ``run.h5``."""
+        nested = {"constants": self.constants._asdict(), "delays": self.delays._asdict()}
+        return json.dumps(self._asdict() | nested)
 
 
-def choose(comm, config: Config, device, objective, data, x0: np.ndarray, delays_s: Iterator[float] | None) -> Chosen:
-    """Choose the stepsize with the lowest bound. Collective; takes as long as some hundred steps.
+def resolve_stepsize(comm: "MPI.Intracomm", problem: Problem, start: GenerationStart) -> tuple[Config, str]:
+    """Return settings whose stepsize is a number. Collective over `comm`.
 
-    The constants are estimated at `x0`. The staleness is that of a probe: ranks take gradients, and exchange
-    updates of zero, as they will in the run.
+    A stepsize that was chosen for a run is kept when the run is resumed.
 
     Parameters
     ----------
     comm : MPI.Intracomm
-    config : Config
-    device : Host or Gpu
-        Where the ranks of the probe take their gradients; the constants are estimated in host memory.
-    objective : Objective
-    data : Dataset or None
-    x0 : ndarray, shape (n_params,)
-    delays_s : iterator of float, s, or None
-        By which this rank slows its steps down on purpose.
+    problem : Problem
+    start : GenerationStart
 
     Returns
     -------
-    chosen : Chosen
-        The same on every rank.
+    config : Config
+    chosen : str
+        How the stepsize was chosen, as JSON; empty if the settings give it.
     """
-    batches, probed = (
-        probe_sampler(config.seed, each and each.train, config.data.batch_size)
-        for each in (data, data and data.on(device))
-    )
-    gradients_per_s, delays = _probe_staleness(comm, config, device, objective, probed, x0, delays_s)
-    # On rank 0 alone: the others would estimate the same.
-    return comm.bcast(
-        collective.raise_on_all_ranks(
-            comm, lambda: _choose(config, objective, batches, x0, gradients_per_s, delays) if comm.rank == 0 else None
-        ),
-        root=0,
-    )
+    config = problem.config
+    if config.optimizer.stepsize != "bound":
+        return config, ""
+    chosen = start.stepsize_chosen or choose(comm, problem, start).to_json()
+    return replace(config, optimizer=replace(config.optimizer, stepsize=json.loads(chosen)["stepsize"])), chosen
 
 
-def _as_dict(chosen: Chosen) -> dict:
-    return chosen._asdict() | {"constants": chosen.constants._asdict(), "delays": chosen.delays._asdict()}
+def choose(comm: "MPI.Intracomm", problem: Problem, start: GenerationStart) -> ChosenStepsize:
+    """Choose the stepsize with the lowest bound. Collective over `comm`; takes as long as a few hundred steps.
+
+    The constants are estimated at the first parameters, on rank 0, in host memory. The staleness is that of a probe:
+    the ranks compute gradients and exchange updates of zero, as they will do in the run.
+
+    Returns
+    -------
+    chosen : ChosenStepsize
+        The same on every rank.
+
+    Raises
+    ------
+    TrainingError
+        On every rank, if the constants cannot be estimated.
+    """
+    config, data = problem.config, problem.data
+    batches = probe_sampler(config.seed, None if data is None else data.train, config.data.batch_size)
+    gradients_per_s, delays = _probe(comm, problem, start)
+
+    def choose_on_rank_0() -> ChosenStepsize:
+        assert delays is not None
+        n_gradients = _n_gradients(config, gradients_per_s)
+        try:
+            name, stepsize, constants = choose_stepsize(
+                problem.objective, batches, start.first_parameters, delays, n_gradients
+            )
+        except ValueError as error:
+            raise TrainingError(f'`optimizer.stepsize` = "bound" cannot be determined: {error}') from None
+        return ChosenStepsize(stepsize, name, constants, delays, n_gradients)
+
+    return on_rank_0(comm, choose_on_rank_0)
 
 
-def _choose(config: Config, objective, batches, x0, gradients_per_s: float, delays: Delays) -> Chosen:
+def _n_gradients(config: Config, gradients_per_s: float) -> int:
+    """Return how many gradients the budget allows."""
     budget = config.budget
-    limits = [budget.gradients] if budget.gradients is not None else []
-    limits += [budget.seconds * gradients_per_s] if budget.seconds is not None else []
-    n_gradients = max(1, round(min(limits)))
-    try:
-        name, stepsize, constants = choose_stepsize(objective, batches, x0, delays, n_gradients)
-    except ValueError as error:
-        raise TrainingError(f'`optimizer.stepsize` = "bound" has nothing to choose by: {error}') from None
-    return Chosen(stepsize, name, constants, delays, n_gradients)
+    limits: list[float] = []
+    if budget.gradients is not None:
+        limits.append(budget.gradients)
+    if budget.seconds is not None:
+        limits.append(budget.seconds * gradients_per_s)
+    return max(1, round(min(limits)))
 
 
-def _probe_staleness(comm, config: Config, device, objective, batches, x0, delays_s) -> tuple[float, Delays | None]:
-    """Gradients per second of all ranks, and on rank 0 their staleness, in a run whose updates are zero."""
-    replicas = registry.make_exchange(config.exchange, comm, x0, config.seed, device)
-    n_gradients = comm.size * max(PROBE_STEPS, _EXCHANGES * replicas.every)
-    gradient, starts, ends, versions = device.zeros(x0.size, x0.dtype), [], [], []
-    # What the first one alone costs, such as compiling, is not the run's pace.
-    float(objective.loss_and_gradient(replicas.parameters, batches.batch(0), gradient))
-    comm.Barrier()
-    clock = Clock(comm, platform.node())
-    while not replicas.stopping:
-        replicas.pull()
-        if replicas.gradients >= n_gradients:
-            replicas.stop()
-        if not replicas.computes:
-            time.sleep(IDLE_S)
-        elif not replicas.stopping:
-            versions.append(replicas.versions.copy())
-            starts.append(clock.now())
-            loss = objective.loss_and_gradient(replicas.parameters, batches.batch(replicas.made), gradient)
-            device.poll_until_done(replicas.read_on)
-            float(loss)
-            if delays_s is not None:
-                time.sleep(next(delays_s))
-            ends.append(clock.now())
-            replicas.push(_no_change)
-    seconds = clock.now()
-    replicas.settle()
-    gradients_per_s = replicas.gradients / seconds
-    replicas.free()
-    logs = comm.gather((np.array(starts), np.array(ends), np.array(versions).reshape(-1, comm.size)), root=0)
+class _Log:
+    """Log of a probe on one rank: times and version vectors of its gradients."""
+
+    def __init__(self, n_ranks: int):
+        self._n_ranks = n_ranks
+        self.starts_s: list[float] = []
+        self.ends_s: list[float] = []
+        self.versions: list[Int64s] = []
+
+    def arrays(self) -> tuple[Float64s, Float64s, Int64s]:
+        """Return starts, ends and version vectors."""
+        versions: Int64s = np.array(self.versions, np.int64).reshape(-1, self._n_ranks)
+        return np.array(self.starts_s), np.array(self.ends_s), versions
+
+
+def _probe(comm: "MPI.Intracomm", problem: Problem, start: GenerationStart) -> tuple[float, Delays | None]:
+    """Return gradients per second of all ranks and, on rank 0, their staleness, in a run of updates that are zero."""
+    config, device, data = problem.config, problem.device, problem.data
+    on_device = None if data is None else data.to_device(device).train
+    batches = probe_sampler(config.seed, on_device, config.data.batch_size)
+    setup = ExchangeSetup(comm, start.first_parameters, config.exchange, config.seed, device)
+    exchange = registry.make_exchange(setup)
+    log = _Log(comm.size)
+    seconds = _train_with_zero_updates(problem, exchange, batches, log)
+    exchange.settle()
+    gradients_per_s = exchange.gradients / seconds
+    exchange.free()
+    logs: Any = comm.gather(log.arrays(), root=0)
     if comm.rank:
         return gradients_per_s, None
     starts, ends, versions = zip(*logs, strict=True)
@@ -152,5 +167,34 @@ def _probe_staleness(comm, config: Config, device, objective, batches, x0, delay
     return gradients_per_s, Delays(*(float(measured[name]) for name in Delays._fields))
 
 
-def _no_change(lo: int, hi: int, out: np.ndarray) -> None:
+def _train_with_zero_updates(problem: Problem, exchange: Exchange, batches: Sampler, log: _Log) -> float:
+    """Run the steps of a probe on this rank, and return the time they took, in s. Collective."""
+    comm, config, device, objective = exchange.comm, problem.config, problem.device, problem.objective
+    n_gradients = comm.size * max(PROBE_STEPS, _EXCHANGES * exchange.every)
+    delays_s = stragglers.delays_s(config, comm.rank)
+    gradient = device.zeros(exchange.parameters.size, exchange.parameters.dtype)
+    # The first gradient may include compilation, which is not part of the run's speed.
+    float(objective.loss_and_gradient(exchange.parameters, batches.batch(0), gradient))
+    comm.Barrier()
+    clock = Clock(comm, platform.node())
+    while not exchange.stopping:
+        exchange.pull()
+        if exchange.gradients >= n_gradients:
+            exchange.stop()
+        if not exchange.computes:
+            time.sleep(IDLE_S)
+        elif not exchange.stopping:
+            log.versions.append(exchange.versions.copy())
+            log.starts_s.append(clock.now())
+            loss = objective.loss_and_gradient(exchange.parameters, batches.batch(exchange.made), gradient)
+            device.poll_until_done(exchange.read_on)
+            float(loss)
+            if delays_s is not None:
+                time.sleep(next(delays_s))
+            log.ends_s.append(clock.now())
+            exchange.push(_zero_update)
+    return clock.now()
+
+
+def _zero_update(lo: int, hi: int, out: Array) -> None:
     out.fill(0)

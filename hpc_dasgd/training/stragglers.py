@@ -1,4 +1,4 @@
-"""Ranks that are slowed down on purpose, for experiments."""
+"""Stragglers: ranks that are slowed down on purpose, for experiments."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -9,7 +9,18 @@ from hpc_dasgd.config.settings import Config
 
 
 def delays_s(config: Config, rank: int) -> Iterator[float] | None:
-    """What is added to each step of a rank, in seconds, the same in every run of these settings; None for nothing."""
+    """Return the delays that are added to the steps of a rank, the same in every run with these settings.
+
+    Parameters
+    ----------
+    config : Config
+    rank : int
+
+    Returns
+    -------
+    delays_s : iterator of float, s, or None
+        One delay per step; None if the rank is not slowed down.
+    """
     straggler = config.straggler
     if rank not in straggler.ranks or not straggler.delay_ms:
         return None

@@ -1,4 +1,5 @@
-"""Following a running job from another shell by looking at its files. No MPI.
+"""Following a running job from another shell by reading its files. No MPI.
 
-The command line imports it. `watcher` reads the files, `display` shows what it found.
+Only the command line imports it. `watcher` reads the status of a run from its files, `text` turns a status into
+text, `display` shows it until the run ends. A new quantity is an attribute of `run_status.RunStatus`.
 """

@@ -1,43 +1,57 @@
-"""A board on which each rank shows one small value after another: what an allgather does, without a collective.
+"""A board on which each rank posts one small value per round: an allgather without a collective call.
 
-A rank's memory holds two slots, each a line with a word of round and length, and the value, pickled. The value
-of round `r` stands in slot ``r mod 2``. It is stored over in round ``r + 2``, which nobody begins before all that
-take part have shown round ``r + 1``, and so have read round `r`.
+The memory of a rank has two slots. Each consists of a word with the number of the round and the length of the value,
+followed by the pickled value. The value of round `r` is in slot ``r mod 2``. It is overwritten in round ``r + 2``. A
+rank starts that round only after all participants have posted their values of round ``r + 1``, which they do after
+they have read round `r`.
 """
+
+from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpc_dasgd.errors import LeftBehindError
-from hpc_dasgd.window.memory import ALIGNMENT_BYTES, WindowMemory, aligned, arrival
+from hpc_dasgd.window.memory import ALIGNMENT_BYTES, WindowMemory, aligned, wait_for
 
-_LENGTH_BITS = 32  # round and length share a word, so that nobody reads one without the other
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_LENGTH_BITS = 32  # round and length share one word, so that they are always read together
 
 
 class Board:
-    """Values of all ranks of `comm`, one of each in a round. Collective over `comm`, as is `free`.
+    """Values of all ranks of `comm`, one per rank and round.
+
+    Making a board and `free` are collective over `comm`; `post` and `read` are not collective.
 
     Parameters
     ----------
     comm : MPI.Intracomm
     n_bytes : int
-        The longest value, pickled.
+        Largest size of a pickled value.
     """
 
-    def __init__(self, comm, n_bytes: int):
+    def __init__(self, comm: MPI.Intracomm, n_bytes: int):
         self._n_bytes, self._round = n_bytes, 0
         self._slot_bytes = ALIGNMENT_BYTES + aligned(n_bytes)
         self._memory = WindowMemory(comm, 2 * self._slot_bytes)
 
-    def show(self, value) -> None:
-        """Begin the next round, and show `value` in it. Never waits.
+    def post(self, value: object) -> None:
+        """Start the next round and post `value` in it. Not collective; never waits.
+
+        Parameters
+        ----------
+        value : object
+            Anything that can be pickled.
 
         Raises
         ------
         ValueError
-            If it is too long.
+            If the pickled value is larger than `n_bytes`.
         """
         pickled = np.frombuffer(pickle.dumps(value), np.uint8)
         if pickled.size > self._n_bytes:
@@ -49,31 +63,35 @@ class Board:
         slot[:8].view(np.int64)[0] = self._round << _LENGTH_BITS | pickled.size
         self._memory.fence()
 
-    def read(self, target: int) -> Iterator[list | None]:
-        """Look once at what `target` shows in this round: None while that is under way, then an answer.
+    def read(self, target: int) -> Iterator[list[Any] | None]:
+        """Read once what `target` has posted in the current round. Not collective; never waits for `target`.
 
-        The answer is a list of the value, empty where it is not there yet.
+        Yields
+        ------
+        answer : list or None
+            None as long as the read is under way. The last item is a list: it contains the value, or it is empty if
+            `target` has not posted a value in this round yet.
 
         Raises
         ------
         LeftBehindError
-            If `target` has gone on without this rank.
+            If `target` is in a later round, which means that the other ranks have continued without this rank.
         """
         word = np.zeros(1, np.int64)
-        yield from arrival(self._memory.read(target, self._offset(), word))
-        shown, length = divmod(int(word[0]), 1 << _LENGTH_BITS)
-        if shown > self._round:
-            raise LeftBehindError("the other ranks took this one for dead and have ended without it")
-        if shown < self._round:
+        yield from wait_for(self._memory.read(target, self._offset(), word))
+        posted, length = divmod(int(word[0]), 1 << _LENGTH_BITS)
+        if posted > self._round:
+            raise LeftBehindError("the other ranks counted this rank as dead and have ended the run without it")
+        if posted < self._round:
             yield []
             return
         self._memory.fence()
         pickled = np.empty(length, np.uint8)
-        yield from arrival(self._memory.read(target, self._offset() + ALIGNMENT_BYTES, pickled))
+        yield from wait_for(self._memory.read(target, self._offset() + ALIGNMENT_BYTES, pickled))
         yield [pickle.loads(pickled.tobytes())]
 
     def free(self) -> None:
-        """Give the memory back. Collective."""
+        """Free the window. Collective over `comm`."""
         self._memory.free()
 
     def _offset(self) -> int:

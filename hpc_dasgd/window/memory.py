@@ -1,40 +1,56 @@
-"""A piece of memory that every rank reads and accumulates into at any time; the only caller of ``MPI.Win``.
+"""Window memory that every rank can read and accumulate into at any time; the only module that uses ``MPI.Win``.
 
-When may I do this: making and freeing one is collective. Between the two, everybody uses everybody's, each at
-any moment and without waiting for anybody.
+When these calls may be made: making and freeing a window is collective. In between, any rank may access the memory of
+any rank at any moment, and never waits for another rank.
 
-The window is one passive-target epoch long: ``Lock_all(MODE_NOCHECK)`` when it is made, ``Unlock_all`` when
-it is freed. NOCHECK is legal because nobody ever takes an exclusive lock.
+A window has one passive-target access epoch, from ``Lock_all(MODE_NOCHECK)`` when it is made to ``Unlock_all`` when it
+is freed. ``MODE_NOCHECK`` is valid because no rank ever takes an exclusive lock. ``docs/architecture.md``, "Rules of
+one-sided MPI", lists the rules that exchanges follow.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from hpc_dasgd.arrays.arithmetic import ceil_div
+from hpc_dasgd.arrays.devices import Completion, Device
+from hpc_dasgd.arrays.types import AnyArray, Array
 from hpc_dasgd.errors import WindowError
 
 ALIGNMENT_BYTES = 64
 TRANSFER_LIMIT_BYTES = 1 << 30  # larger single transfers fail on some networks
-_PROBE_SIGNATURE = 0x0DA56D << 32  # plus the rank: what stands in front of each rank's memory
-_DATATYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE, np.dtype(np.int64): MPI.INT64_T}
+_PROBE_SIGNATURE = 0x0DA56D << 32  # this plus the rank is stored in front of the memory of each rank
+_DATATYPES: dict[np.dtype[Any], MPI.Datatype] = {
+    np.dtype(np.float32): MPI.FLOAT,
+    np.dtype(np.float64): MPI.DOUBLE,
+    np.dtype(np.int64): MPI.INT64_T,
+}
 
 
 class Transfer:
-    """A transfer under way. `done` polls; the buffers belong to it until it answers True.
+    """A one-sided transfer that is under way.
+
+    Its buffers must not be used until `done` returns True.
 
     Parameters
     ----------
     requests : list of MPI.Request
+        Requests that have been started.
     rest : iterator of list of MPI.Request, optional
-        Pieces that are to follow, one after the other; each begins when it is asked for.
+        Further pieces of the transfer. Each item is started when it is taken from the iterator, which happens when
+        the previous piece is complete.
     """
 
-    def __init__(self, requests: list, rest: Iterator[list] | None = None):
+    def __init__(self, requests: list[MPI.Request], rest: Iterator[list[MPI.Request]] | None = None):
         self._requests, self._rest = requests, rest
 
     def done(self) -> bool:
-        """Whether all of it is through; gives MPI a chance to progress, and begins what follows. Never waits."""
+        """Return True if the transfer is complete. Not collective; never waits.
+
+        The call gives MPI an opportunity for progress, and starts the next piece.
+        """
         while self._requests:
             if not self._requests[-1].Test():
                 return False
@@ -46,143 +62,165 @@ class Transfer:
         return False
 
 
-class Successive(Transfer):
-    """Transfers one after the other, each begun by a function when the one before is through."""
+class TransferSequence(Transfer):
+    """Several transfers, each of which is started when the previous one is complete.
 
-    def __init__(self, begin: Iterable[Callable[[], Transfer]]):
-        self._begin = iter(begin)
-        self._under_way = next(self._begin)()
+    Parameters
+    ----------
+    starts : iterable of callable
+        Functions that start a transfer and return it; at least one.
+    """
+
+    def __init__(self, starts: Iterable[Callable[[], Transfer]]):
+        super().__init__([])
+        self._starts = iter(starts)
+        self._current = next(self._starts)()
 
     def done(self) -> bool:
-        """See `Transfer`."""
-        while self._under_way.done():
-            begin = next(self._begin, None)
-            if begin is None:
+        """Return True if the last transfer is complete; see `Transfer.done`."""
+        while self._current.done():
+            start = next(self._starts, None)
+            if start is None:
                 return True
-            self._under_way = begin()
+            self._current = start()
         return False
 
 
-def arrival(transfer: Transfer) -> Iterator[None]:
-    """Yield wherever one would have to wait for `transfer`."""
+def wait_for(transfer: Completion) -> Iterator[None]:
+    """Poll `transfer`, and yield as long as it is not complete.
+
+    A generator that moves data uses it as ``yield from wait_for(transfer)``: control returns to the caller instead of
+    waiting.
+
+    Examples
+    --------
+    >>> list(wait_for(Transfer([])))
+    []
+    """
     while not transfer.done():
         yield
 
 
 class WindowMemory:
-    """Memory of this rank in a window. Collective over `comm`, as is `free`.
+    """Memory of this rank in a window.
+
+    Making one and `free` are collective over `comm`; the other methods are not collective.
 
     Parameters
     ----------
     comm : MPI.Intracomm
     n_bytes : int
-        This rank's; ranks may have different ones.
+        Size of the memory of this rank, which may differ between ranks.
     request_reads : bool, optional
-        Complete reads by polling requests (``Rget``) or at once (``Get`` and ``Flush``, which waits where the
-        network needs the target's help). By default a probe decides: requests, where each rank really
-        received what stands in its neighbour's memory through one.
+        True: reads are completed by polling requests (``Rget``). False: they are complete at once (``Get`` and
+        ``Flush``, which waits if the network needs the target's help). By default a probe decides: requests are used
+        if each rank receives the right bytes of its neighbour's memory through one.
     piece_bytes : int, optional
-        Read larger pieces than that one after the other: where memory is shared, a read is a copy by this
-        processor, which has something to do in between.
-    device : Gpu, optional
-        Whose memory to use in place of MPI's own, which allocates none there: reads then need an MPI that takes such
-        memory, and may need the target's help. Raises `WindowError` where the probe moves nothing.
+        Size of the pieces in which memory is read, one after the other. In shared memory a read is a copy by this
+        processor, which can poll a device between two pieces. By default a read has no more pieces than
+        `TRANSFER_LIMIT_BYTES` demands, and all are started together.
+    device : Device, optional
+        Device whose memory the window exposes, instead of host memory allocated by MPI. Reads then need a CUDA-aware
+        MPI, and may need the target's help.
 
     Attributes
     ----------
+    comm : MPI.Intracomm
     memory : array, shape (n_bytes,), uint8
-        Zeroed, 64-byte aligned; of NumPy, or of `device`.
+        Memory of this rank, zeroed and aligned to 64 bytes: a NumPy array, or an array of `device`. None after `free`.
     transferred_bytes : int
-        What this rank has read from and accumulated into other ranks' memory so far.
+        Number of bytes that this rank has read from and accumulated into the memory of other ranks.
 
     Raises
     ------
     WindowError
-        If the MPI library does not offer the unified memory model for this window.
+        If the MPI library does not offer the unified memory model for this window, or if the probe reads nothing from
+        the memory of `device`.
     """
 
     def __init__(
         self,
-        comm,
+        comm: MPI.Intracomm,
         n_bytes: int,
         request_reads: bool | None = None,
         piece_bytes: int | None = None,
-        device=None,
+        device: Device | None = None,
     ):
         self.comm = comm
         self._device = device
         self._piece_bytes = piece_bytes
         self.transferred_bytes = 0
-        # One more alignment unit, because not every MPI aligns what it allocates; one for the probe.
-        n_bytes_in_all = n_bytes + 2 * ALIGNMENT_BYTES
-        if device is None:
-            self._window = MPI.Win.Allocate(n_bytes_in_all, 1, comm=comm)
-            memory = np.frombuffer(self._window.tomemory(), np.uint8)
-            memory[:] = 0
-            base = -memory.ctypes.data % ALIGNMENT_BYTES
-        else:
-            memory, base = device.zeros(n_bytes_in_all, np.uint8), 0
-            self._window = MPI.Win.Create(memory, 1, comm=comm)
-        if self._window.model != MPI.WIN_UNIFIED:
-            self._window.Free()
-            raise WindowError(
-                "one-sided reads need the unified memory model (MPI_WIN_UNIFIED), which this MPI does not offer here"
-            )
-        self._bases = comm.allgather(base)
+        # One more alignment unit, because not every MPI aligns what it allocates, and one for the probe.
+        self._window, memory, base = self._allocate(n_bytes + 2 * ALIGNMENT_BYTES)
+        self._bases: list[int] = comm.allgather(base)
         memory[base : base + 8].view(np.int64)[...] = _PROBE_SIGNATURE + comm.rank
         if device is not None:
             device.wait()
         self.memory = memory[base + ALIGNMENT_BYTES : base + ALIGNMENT_BYTES + n_bytes]
-        self._window.Lock_all(MPI.MODE_NOCHECK)
-        self._window.Sync()
+        self._open().Lock_all(MPI.MODE_NOCHECK)
+        self._open().Sync()
         comm.Barrier()
-        self._request_reads = True
-        if request_reads is None or device is not None:
-            self._request_reads = self._requests_work()
-        if device is not None and not self._request_reads and not self._requests_work():
-            self.free()
-            raise WindowError("a probe read nothing from another rank's GPU memory")
-        if request_reads is not None and device is None:
-            self._request_reads = request_reads
+        self._request_reads = self._choose_request_reads(request_reads)
         self.transferred_bytes = 0
 
     @property
-    def requests(self) -> bool:
-        """Whether reads are completed by polling requests."""
+    def uses_requests(self) -> bool:
+        """True if reads are completed by polling requests; the same on all ranks unless `request_reads` was given."""
         return self._request_reads
 
-    def read(self, target: int, source: int, out: np.ndarray) -> Transfer:
-        """Begin to copy bytes of `target`'s memory from `source` on into `out` (contiguous). Never waits."""
+    def read(self, target: int, source: int, out: Array) -> Transfer:
+        """Start to copy bytes of another rank's memory into `out`. Not collective; never waits for `target`.
+
+        Parameters
+        ----------
+        target : int
+            Rank to read, ``0 <= target < n_ranks``.
+        source : int
+            Offset of the first byte in the memory of `target`.
+        out : array, C-contiguous, host memory or memory of the device
+            Overwritten; its size is the number of bytes to read.
+
+        Raises
+        ------
+        WindowError
+            If the window was freed.
+        """
         pieces = self._get(target, source, out.view(np.uint8))
         if self._piece_bytes is None:
             return Transfer([request for requests in pieces for request in requests])
         return Transfer(next(pieces, []), pieces)
 
-    def add(self, target: int, source: int, values: np.ndarray, fetched: np.ndarray) -> Transfer:
-        """Begin to add `values` to as many elements of `target`'s memory from byte `source` on. Never waits.
+    def add(self, target: int, source: int, values: AnyArray, fetched: AnyArray) -> Transfer:
+        """Start to add `values` to elements of another rank's memory. Not collective; never waits for `target`.
 
-        Each element is added to atomically. When the transfer is done, all are: MPI has no other call whose
-        request tells that (that of ``Raccumulate`` says no more than that `values` may be used again), and
-        ``Flush`` would wait. The price is that the elements as they were come back.
+        Each element is updated atomically. The transfer is complete when all elements have been added to. MPI has no
+        other call whose request indicates this: the request of ``Raccumulate`` only indicates that `values` may be used
+        again, and ``Flush`` would wait. The price is that the previous values of the elements are transferred back.
 
         Parameters
         ----------
         target : int
+            Rank whose memory is changed, ``0 <= target < n_ranks``.
         source : int
-            A multiple of the element's size.
-        values : ndarray, contiguous, float32, float64 or int64
-            Not to be changed until the transfer is done.
+            Offset of the first element in the memory of `target`, in bytes; a multiple of the element's size.
+        values : ndarray, C-contiguous, float32, float64 or int64
+            Must not change until the transfer is complete.
         fetched : ndarray like `values`
-            Overwritten.
+            Overwritten by the previous values of the elements.
+
+        Raises
+        ------
+        WindowError
+            If the window was freed.
         """
         window, datatype = self._open(), _DATATYPES[values.dtype]
-        back = self._pieces(target, source, fetched)
-        requests = [
+        results = self._pieces(target, source, fetched)
+        requests: list[MPI.Request] = [
             window.Rget_accumulate(
                 [piece, piece.size, datatype],
-                [next(back)[1], piece.size, datatype],
+                [next(results)[1], piece.size, datatype],
                 target,
-                [offset, piece.size, datatype],
+                (offset, piece.size, datatype),
                 MPI.SUM,
             )
             for offset, piece in self._pieces(target, source, values)
@@ -190,11 +228,14 @@ class WindowMemory:
         return Transfer(requests)
 
     def fence(self) -> None:
-        """Order all loads and stores before it before all behind it (it matters on ARM). Never waits."""
+        """Issue a full memory fence (``MPI_Win_sync``), which matters on ARM. Not collective; never waits."""
         self._open().Sync()
 
     def free(self) -> None:
-        """Give the memory back. Collective; every view of it is invalid afterwards."""
+        """Free the window; a second call does nothing. Collective over `comm`.
+
+        Every view of `memory` is invalid afterwards.
+        """
         if self._window is None:
             return
         self.memory = None
@@ -202,7 +243,38 @@ class WindowMemory:
         self._window.Free()
         self._window = None
 
-    def _open(self):
+    def _allocate(self, n_bytes: int) -> tuple[MPI.Win | None, Array, int]:
+        """Make a window; return it, its memory and the offset of the first aligned byte. Collective over `comm`."""
+        memory: Array
+        if self._device is None:
+            window = MPI.Win.Allocate(n_bytes, 1, comm=self.comm)
+            memory = np.frombuffer(window.tomemory().cast("B"), np.uint8)
+            memory[:] = 0
+            base = -memory.ctypes.data % ALIGNMENT_BYTES
+        else:
+            memory, base = self._device.zeros(n_bytes, np.uint8), 0
+            window = MPI.Win.Create(memory, 1, comm=self.comm)
+        if window.model != MPI.WIN_UNIFIED:
+            window.Free()
+            raise WindowError(
+                "one-sided reads need the unified memory model (MPI_WIN_UNIFIED), which this MPI does not offer here"
+            )
+        return window, memory, base
+
+    def _choose_request_reads(self, wanted: bool | None) -> bool:
+        """Return whether reads use requests; see the parameter `request_reads`. Collective over `comm`."""
+        if wanted is not None and self._device is None:
+            return wanted
+        self._request_reads = True
+        works = self._probe_reads()
+        if self._device is not None and not works:
+            self._request_reads = False
+            if not self._probe_reads():
+                self.free()
+                raise WindowError("a probe read nothing from another rank's GPU memory")
+        return works
+
+    def _open(self) -> MPI.Win:
         if self._window is None:
             raise WindowError("the window was freed")
         return self._window
@@ -210,18 +282,22 @@ class WindowMemory:
     def _offset(self, target: int, source: int) -> int:
         return self._bases[target] + ALIGNMENT_BYTES + source
 
-    def _get(self, target: int, source: int, out: np.ndarray) -> Iterator[list]:
-        """Begin to copy piece after piece into `out`, uint8; yield the requests of each."""
+    def _get(self, target: int, source: int, out: Array) -> Iterator[list[MPI.Request]]:
+        """Start to copy piece after piece into `out`, uint8; yield the requests of each piece."""
         window = self._open()
         for offset, piece in self._pieces(target, source, out, self._piece_bytes or TRANSFER_LIMIT_BYTES):
-            get = window.Rget if self._request_reads else window.Get
-            request = get([piece, piece.size, MPI.BYTE], target, [offset, piece.size, MPI.BYTE])
-            if not self._request_reads:
+            buffer, there = [piece, piece.size, MPI.BYTE], (offset, piece.size, MPI.BYTE)
+            if self._request_reads:
+                yield [window.Rget(buffer, target, there)]
+            else:
+                window.Get(buffer, target, there)
                 window.Flush(target)
-            yield [request] if self._request_reads else []
+                yield []
 
-    def _pieces(self, target: int, source: int, local: np.ndarray, piece_bytes: int = TRANSFER_LIMIT_BYTES):
-        """Yield (offset in the target's window, piece of `local`) of a transfer."""
+    def _pieces(
+        self, target: int, source: int, local: Array, piece_bytes: int = TRANSFER_LIMIT_BYTES
+    ) -> Iterator[tuple[int, Array]]:
+        """Yield (offset in the window of `target`, piece of `local`) for each piece of a transfer, and count it."""
         offset = self._offset(target, source)
         n_piece = min(piece_bytes, TRANSFER_LIMIT_BYTES) // local.itemsize
         for first in range(0, local.size, n_piece):
@@ -229,18 +305,24 @@ class WindowMemory:
             self.transferred_bytes += piece.nbytes if target != self.comm.rank else 0
             yield offset + first * local.itemsize, piece
 
-    def _requests_work(self) -> bool:
-        """Read what stands in front of the next rank's memory, through a request at first. Collective."""
+    def _probe_reads(self) -> bool:
+        """Return True if every rank can read the signature of the next rank. Collective over `comm`."""
         target = (self.comm.rank + 1) % self.comm.size
-        found = np.zeros(1, np.int64) if self._device is None else self._device.zeros(1, np.int64)
-        transfer = self.read(target, -ALIGNMENT_BYTES, found)
+        signature = np.zeros(1, np.int64) if self._device is None else self._device.zeros(1, np.int64)
+        transfer = self.read(target, -ALIGNMENT_BYTES, signature)
         while not transfer.done():
             pass
-        arrived = int(found[0]) == _PROBE_SIGNATURE + target
-        # One answer for all, and nobody goes on to compute before its neighbour's probe is through.
+        arrived = int(signature[0]) == _PROBE_SIGNATURE + target
+        # All ranks get the same answer, and none starts to compute while its neighbour still waits for its probe.
         return self.comm.allreduce(bool(arrived), MPI.LAND)
 
 
 def aligned(n_bytes: int) -> int:
-    """`n_bytes`, rounded up to whole alignment units."""
-    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    """Return `n_bytes`, rounded up to a multiple of `ALIGNMENT_BYTES`.
+
+    Examples
+    --------
+    >>> aligned(0), aligned(1), aligned(64)
+    (0, 64, 64)
+    """
+    return ceil_div(n_bytes, ALIGNMENT_BYTES) * ALIGNMENT_BYTES

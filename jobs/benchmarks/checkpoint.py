@@ -1,31 +1,64 @@
-"""What checkpoints cost: gradients per second with and without, and how long training waits for a copy.
+"""Measure what checkpoints cost: gradients per second with and without them, and how long training waits for a copy.
 
-    mpiexec -n 2 python -m mpi4py -m jobs.benchmarks.checkpoint results/checkpoint [SECONDS] [ROUNDS]
+    mpiexec -n 2 python -m mpi4py -m jobs.benchmarks.checkpoint results/checkpoint
 
-Writes OUTPUT.json and OUTPUT.md. Each round trains without checkpoints, with one a second, and with one a second for
-which training waits until it is on the disk. The longest wait of any rank is held against ``np.copyto`` of as many
-bytes, measured in the same processes.
+writes ``results/checkpoint.json`` and ``.md``. Each round trains without checkpoints, with one per second, and with one
+per second for which training waits until it is on the disk. The longest wait of any rank is compared with ``np.copyto``
+of the same number of bytes, measured in the same processes.
 """
 
-import json
-import statistics
-import sys
 import tempfile
 import time
+from contextlib import nullcontext
+from functools import partial
+from itertools import count
 from pathlib import Path
+from statistics import median
+from unittest import mock
 
-from hpc_dasgd.runtime import launcher, mpi
+import numpy as np
 
-launcher.set_environment_defaults()
-
-import numpy as np  # noqa: E402, behind the variables that BLAS reads
-
-import hpc_dasgd  # noqa: E402
-from hpc_dasgd.storage.checkpoint_writer import CheckpointWriter  # noqa: E402
+import hpc_dasgd
+from hpc_dasgd.runtime import mpi
+from hpc_dasgd.storage.checkpoint_writer import CheckpointWriter
+from jobs.benchmarks.common import (
+    argument_parser,
+    describe_machine,
+    median_of,
+    sample_in_turns,
+    table,
+    write_outcome,
+)
 
 HIDDEN = [1024, 1024, 1024]
-EVERY_S = {"none": 1e9, "beside": 1.0, "waited for": 1.0}
-OPTIMIZERS = ("sgd", "adam")
+NONE, BESIDE, WAITED_FOR = "none", "beside", "waited for"
+EVERY_S = {NONE: 1e9, BESIDE: 1.0, WAITED_FOR: 1.0}
+N_ARRAYS = {"sgd": 1, "adam": 3}  # number of arrays of the size of the parameters in a checkpoint
+N_COPIES = 9
+
+
+def main():
+    parser = argument_parser(__doc__)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one run (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind (default %(default)s)")
+    options = parser.parse_args()
+    comm, numbers = mpi.comm_world(), count()
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        folder = Path(comm.bcast(folder, root=0))
+        runs = {
+            (optimizer, kind): partial(train, comm, kind, optimizer, options.seconds, folder, numbers)
+            for optimizer in N_ARRAYS
+            for kind in EVERY_S
+        }
+        samples = sample_in_turns(runs, options.repeats)
+        comm.Barrier()
+    n_params = samples["sgd", NONE][0]["n_params"]
+    # All ranks copy at the same time, as they may in a run.
+    copies_s = {optimizer: max(comm.allgather(copy_s(4 * n_params * n))) for optimizer, n in N_ARRAYS.items()}
+    if comm.rank == 0:
+        about = {"n_ranks": comm.size, "rounds": options.repeats, "seconds": options.seconds, "n_params": n_params}
+        rows = summarize(samples, copies_s, n_params)
+        write_outcome(options.output, {"about": about, "rows": rows}, text(about, rows))
 
 
 def settings(kind: str, optimizer: str, seconds: float) -> dict:
@@ -39,29 +72,31 @@ def settings(kind: str, optimizer: str, seconds: float) -> dict:
     }
 
 
-class Waiting(CheckpointWriter):
-    """Has training wait until the file is written."""
+def waiting_for_files():
+    """Return a context manager in which training waits for each checkpoint until its file is written."""
+    begin = CheckpointWriter.begin
 
-    def begin(self, header, state):
-        super().begin(header, state)
+    def begin_and_finish(writer, *arguments):
+        begin(writer, *arguments)
         begun_s = time.perf_counter()
-        self.finish()
-        self.longest_stall_s = max(self.longest_stall_s, time.perf_counter() - begun_s)
+        writer.finish()
+        writer.longest_stall_s = max(writer.longest_stall_s, time.perf_counter() - begun_s)
+
+    return mock.patch.object(CheckpointWriter, "begin", begin_and_finish)
 
 
-def train(comm, kind: str, optimizer: str, seconds: float, folder: Path) -> dict:
-    """One run; its rate, and the longest stall of any rank."""
-    from hpc_dasgd.training import checkpointing
-
-    checkpointing.Writer = Waiting if kind == "waited for" else CheckpointWriter
-    result = hpc_dasgd.train(settings(kind, optimizer, seconds), comm=comm, run=folder, progress=False)
-    # The last one, behind the budget, is left out of the rate.
+def train(comm, kind: str, optimizer: str, seconds: float, folder: Path, numbers) -> dict:
+    """Train once; return the rate and the longest stall of any rank. Collective over `comm`."""
+    with waiting_for_files() if kind == WAITED_FOR else nullcontext():
+        result = hpc_dasgd.train(
+            settings(kind, optimizer, seconds), comm=comm, run=folder / f"run-{next(numbers)}", progress=False
+        )
     row = None
     if comm.rank == 0:
         run = hpc_dasgd.open_run(result.run)
-        ended_s = run.gradients["t_end_s"].max()
         row = {
-            "gradients_per_s": len(run.gradients) / ended_s,
+            # Up to the last gradient: the checkpoint that is written after the budget is spent does not count.
+            "gradients_per_s": len(run.gradients) / run.gradients["t_end_s"].max(),
             "stall_s": run.attributes["checkpoint_stall_s"],
             "n_params": result.parameters.size,
         }
@@ -69,78 +104,57 @@ def train(comm, kind: str, optimizer: str, seconds: float, folder: Path) -> dict
 
 
 def copy_s(n_bytes: int) -> float:
-    """Median time of a copy between two arrays that are not in cache."""
+    """Return the median time, in s, of a copy between two arrays that are not in cache."""
     source, target = np.ones(n_bytes // 4, np.float32), np.zeros(n_bytes // 4, np.float32)
     times = []
-    for _ in range(9):
+    for _ in range(N_COPIES):
         begun_s = time.perf_counter()
         np.copyto(target, source)
         times.append(time.perf_counter() - begun_s)
-    return statistics.median(times)
+    return median(times)
 
 
-def median(rows, name):
-    return statistics.median(row[name] for row in rows)
-
-
-def main(output: Path, seconds: float, rounds: int) -> None:
-    comm = mpi.comm_world()
-    rows = {(optimizer, kind): [] for optimizer in OPTIMIZERS for kind in EVERY_S}
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        for number in range(rounds):
-            for optimizer, kind in rows:
-                run = comm.bcast(Path(folder, f"{optimizer}-{kind.replace(' ', '-')}-{number}"), root=0)
-                rows[optimizer, kind].append(train(comm, kind, optimizer, seconds, run))
-    n_params = rows["sgd", "none"][0]["n_params"]
-    # All ranks copy at once, as they may in a run.
-    copies = {name: max(comm.allgather(copy_s(4 * n_params * n))) for name, n in (("sgd", 1), ("adam", 3))}
-    if comm.rank:
-        return
-    table = [
+def summarize(samples: dict[tuple[str, str], list[dict]], copies_s: dict[str, float], n_params: int) -> list[dict]:
+    """Return a row of medians for each optimizer and kind of checkpoints."""
+    return [
         {
             "optimizer": optimizer,
             "checkpoints": kind,
-            "bytes": 4 * n_params * {"sgd": 1, "adam": 3}[optimizer],
-            "gradients_per_s": median(found, "gradients_per_s"),
-            "of_none": median(found, "gradients_per_s") / median(rows[optimizer, "none"], "gradients_per_s"),
-            "longest_stall_s": median(found, "stall_s"),
-            "copy_s": copies[optimizer],
+            "bytes": 4 * n_params * N_ARRAYS[optimizer],
+            "gradients_per_s": median_of(found, "gradients_per_s"),
+            "of_none": median_of(found, "gradients_per_s") / median_of(samples[optimizer, NONE], "gradients_per_s"),
+            "longest_stall_s": median_of(found, "stall_s"),
+            "copy_s": copies_s[optimizer],
         }
-        for (optimizer, kind), found in rows.items()
+        for (optimizer, kind), found in samples.items()
     ]
-    about = {
-        "n_ranks": comm.size,
-        "rounds": rounds,
-        "seconds": seconds,
-        "n_params": n_params,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
-    output.with_suffix(".md").write_text(text(about, table))
 
 
-def text(about: dict, table: list[dict]) -> str:
-    from hpc_dasgd.runtime import hardware
-
-    lines = [
+def text(about: dict, rows: list[dict]) -> list[str]:
+    """Return the lines of the Markdown page."""
+    cells = [
+        [
+            row["optimizer"],
+            row["checkpoints"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['gradients_per_s']:.0f}",
+            f"{row['of_none']:.3f}",
+            "-" if row["checkpoints"] == NONE else f"{1e3 * row['longest_stall_s']:.1f}",
+            f"{1e3 * row['copy_s']:.1f}",
+        ]
+        for row in rows
+    ]
+    headings = ["optimizer", "checkpoints", "MB each", "gradients/s", "of none", "longest wait, ms"]
+    return [
         "# What checkpoints cost",
         "",
-        f"Made by `jobs/benchmarks/checkpoint.py`: {about['n_ranks']} ranks, {hardware.describe_hardware()['cpu']}, "
-        f"{about['n_params']:,} parameters in float32, batches of 64, exchange `read`; a checkpoint a second. "
-        f"Medians of {about['rounds']} runs of {about['seconds']:g} s each, taken in turn.",
+        f"Made by `jobs/benchmarks/checkpoint.py`: {about['n_ranks']} ranks, {describe_machine()['cpu']}, "
+        f"{about['n_params']:,} parameters in float32, batches of 64, exchange `read`; one checkpoint per second. "
+        f"Medians of {about['rounds']} runs of {about['seconds']:g} s each, taken in turns.",
         "",
-        "| optimizer | checkpoints | MB each | gradients/s | of none | longest wait, ms | copy of as many bytes, ms |",
-        "|---|---|---|---|---|---|---|",
+        *table([*headings, "copy of as many bytes, ms"], cells),
     ]
-    for row in table:
-        wait = "-" if row["checkpoints"] == "none" else f"{1e3 * row['longest_stall_s']:.1f}"
-        lines.append(
-            f"| {row['optimizer']} | {row['checkpoints']} | {row['bytes'] / 1e6:.1f} | {row['gradients_per_s']:.0f} | "
-            f"{row['of_none']:.3f} | {wait} | {1e3 * row['copy_s']:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    main(Path(arguments[0]), float((arguments[1:] or [8])[0]), int((arguments[2:] or [5])[0]))
+    main()

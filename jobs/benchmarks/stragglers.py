@@ -1,33 +1,29 @@
-"""Time and gradients to a target loss, by exchange, with slow ranks.
+"""Measure time and gradients to a target loss, by exchange, with slow ranks.
 
     mpiexec -n 4 python -m mpi4py -m jobs.benchmarks.stragglers results/stragglers          # trains
-    python -m jobs.benchmarks.stragglers results/stragglers                                 # tables and pictures
+    python -m jobs.benchmarks.stragglers results/stragglers                                 # tables and figures
 
-The first writes a line of ``runs.jsonl`` for each run, and goes on where it was ended; the second makes
-``tables.md`` and a picture per task of what is there.
+The first command appends a line to ``runs.jsonl`` for each run and continues an interrupted series; the second one
+writes ``tables.md`` and a figure per task from the runs that are there.
 
 Two tasks on real handwritten digits, enlarged to 28 x 28 pixels: an MLP 784-128-10 on the classes, and logistic
-regression on even against odd. Every method trains until rank 0's evaluation loss is at the target, without
-delays, with the last rank slowed by 5 or 20 ms a step, and with delays of 5 ms on average, exponentially
-distributed, on all ranks; with the same stepsize for all methods, and with the one of `STEPSIZES` that was
-fastest for the method: without delays, in the worst of three runs with other seeds.
+regression of even against odd digits. Every method trains until rank 0's evaluation loss has reached the target:
+without delays, with the last rank slowed down by 5 or 20 ms per step, and with exponentially distributed delays of 5 ms
+on average on all ranks. It does so with the same stepsize for all methods, and with the one of `STEPSIZES` that was
+fastest for the method without delays, in the slowest of three runs with other seeds.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
 from pathlib import Path
+from statistics import median
 
-from hpc_dasgd.runtime import launcher, mpi
+import h5py
+import numpy as np
 
-launcher.set_environment_defaults()
-
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-
-import hpc_dasgd  # noqa: E402
-from hpc_dasgd.report import plotting  # noqa: E402
+import hpc_dasgd
+from hpc_dasgd.report import plotting
+from hpc_dasgd.runtime import mpi
+from jobs.benchmarks.common import append_run, argument_parser, read_runs, table
 
 METHODS = {
     "read, complete": {"kind": "read"},
@@ -47,9 +43,12 @@ BATCH_SIZE = 32
 SEEDS = [1, 2, 3]
 TUNING_SEEDS = [0, 10, 11]
 LONGEST_S = 8.0
+SAME, TUNED = "same stepsize", "tuned stepsizes"
+CASE = ("task", "method", "delay", "stepsize", "seed")
 
 
-def delays(n_ranks):
+def delays(n_ranks: int) -> dict[str, dict]:
+    """Return the settings ``[straggler]`` by name."""
     slow = {"ranks": [n_ranks - 1]}
     return {
         "no delays": slow | {"delay_ms": 0.0},
@@ -60,45 +59,44 @@ def delays(n_ranks):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--runs", type=int, help="end after as many new runs (default: all)")
     options = parser.parse_args()
     comm = mpi.comm_world()
     if comm.size > 1:
-        train_all(comm, options.output)
+        train_all(comm, options.output, options.runs)
     else:
         write_results(options.output)
 
 
-def train_all(comm, output):
-    """Make all runs that are not there yet; the same order on all ranks."""
-    path = output / "runs.jsonl"
-    if comm.rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-    done = comm.bcast(read(path) if comm.rank == 0 else None, root=0)
+def train_all(comm, output: Path, n_runs: int | None) -> None:
+    """Train all cases, or the first `n_runs`, that are not in ``runs.jsonl``; in the same order on all ranks."""
+    done = comm.bcast(read_runs(output) if comm.rank == 0 else None, root=0)
+    n_before = len(done)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(comm.bcast(folder, root=0))
         if comm.rank == 0:
             write_data(folder)
         comm.Barrier()
         for case in cases(comm, done):
+            if len(done) - n_before == n_runs:
+                break
             result = train(comm, folder, len(done), case)
             done.append(case | result)
             if comm.rank == 0:
-                with path.open("a") as file:
-                    print(json.dumps(done[-1]), file=file)
+                append_run(output, done[-1])
                 print(case, {name: round(value, 4) for name, value in result.items() if value}, flush=True)
+        comm.Barrier()
 
 
 def cases(comm, done):
-    """Yield what is still to be run: first the tuning, then with the same stepsize and the tuned one."""
-    names = ("task", "method", "delay", "stepsize", "seed")
-    known = {tuple(run[name] for name in names) for run in done}
+    """Yield the cases that are missing in `done`: first for tuning, then with the same and the tuned stepsize."""
+    yielded = {tuple(run[name] for name in CASE) for run in done}
 
     def new(*values):
-        if values not in known:
-            known.add(values)
-            yield dict(zip(names, values, strict=True))
+        if values not in yielded:
+            yielded.add(values)
+            yield dict(zip(CASE, values, strict=True))
 
     for seed in TUNING_SEEDS:
         for task in TASKS:
@@ -108,13 +106,13 @@ def cases(comm, done):
     for seed in SEEDS:
         for task in TASKS:
             for delay in delays(comm.size):
-                for method in METHODS:  # in turns, so that a slow moment of a shared machine hits all alike
+                for method in METHODS:  # in turns, so that a slow moment of a shared machine affects all alike
                     for stepsize in (TASKS[task]["stepsize"], tuned(done, task, method)):
                         yield from new(task, method, delay, stepsize, seed)
 
 
 def tuned(runs, task, method):
-    """The stepsize that was fastest in the worst of its tuning runs; the smallest where none always got there."""
+    """Return the stepsize with the fastest slowest tuning run; the smallest if none reached the target in all runs."""
 
     def worst(stepsize):
         wanted = (task, method, stepsize)
@@ -125,7 +123,7 @@ def tuned(runs, task, method):
 
 
 def train(comm, folder, number, case):
-    """Seconds and gradients until rank 0's evaluation loss was at the target, None where it was not; and rates."""
+    """Train once; return the result of `measure` on all ranks. Collective over `comm`."""
     task = TASKS[case["task"]]
     config = {
         "seed": case["seed"],
@@ -141,7 +139,8 @@ def train(comm, folder, number, case):
     return comm.bcast(measure(result.run, task["target_loss"]) if comm.rank == 0 else None, root=0)
 
 
-def measure(directory, target_loss):
+def measure(directory: Path, target_loss: float) -> dict[str, float | None]:
+    """Return seconds and gradients until rank 0's evaluation loss reached the target (else None), and rates."""
     run = hpc_dasgd.open_run(directory)
     reached = run.evaluation[run.evaluation["loss"] <= target_loss]
     seconds = float(reached["t_s"][0]) if reached.size else None
@@ -155,7 +154,7 @@ def measure(directory, target_loss):
 
 
 def write_data(folder):
-    """Digits of 28 x 28 pixels by bilinear interpolation of 8 x 8: the size of MNIST's, and real."""
+    """Write the digits, enlarged from 8 x 8 to 28 x 28 pixels, the size of MNIST's, by bilinear interpolation."""
     digits = hpc_dasgd.open_dataset("digits", "float32")
     at = np.linspace(0, 7, 28)
     low = np.minimum(at.astype(int), 6)
@@ -169,66 +168,69 @@ def write_data(folder):
                 file[f"{name}/y"] = labels(y)
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write_results(output):
-    runs = read(output / "runs.jsonl")
+def write_results(output: Path) -> None:
+    """Write ``tables.md`` and the figures."""
+    runs = read_runs(output)
     lines = ["# Time and gradients to a target loss", "", "Made by `jobs/benchmarks/stragglers.py`; every run is in"]
     lines += ["`runs.jsonl`. Medians over seeds, and in brackets the smallest and the largest.", ""]
-    for task, settings in TASKS.items():
-        for tuning in ("same stepsize", "tuned stepsizes"):
-            lines += table(runs, task, settings, tuning)
+    for task in TASKS:
+        for tuning in (SAME, TUNED):
+            lines += task_tables(runs, task, tuning)
         write_plot(runs, task, output)
     (output / "tables.md").write_text("\n".join(lines))
 
 
-def chosen(runs, task, method, delay, tuning):
-    stepsize = TASKS[task]["stepsize"] if tuning == "same stepsize" else tuned(runs, task, method)
-    wanted = (task, method, delay, stepsize)
-    names = ("task", "method", "delay", "stepsize")
-    return [run for run in runs if tuple(run[name] for name in names) == wanted and run["seed"] in SEEDS]
+def chosen_stepsize(runs: list[dict], task: str, method: str, tuning: str) -> float:
+    return TASKS[task]["stepsize"] if tuning == SAME else tuned(runs, task, method)
 
 
-def table(runs, task, settings, tuning):
-    columns = list(delays(2))
-    lines = [f"## {task}, {tuning}: evaluation loss {settings['target_loss']}", ""]
+def select(runs: list[dict], task: str, method: str, tuning: str) -> list[list[dict]]:
+    """Return the runs of a method with its chosen stepsize, by delay."""
+    stepsize = chosen_stepsize(runs, task, method, tuning)
+    cases = [(task, method, delay, stepsize) for delay in delays(2)]
+    return [
+        [run for run in runs if tuple(run[name] for name in CASE[:-1]) == case and run["seed"] in SEEDS]
+        for case in cases
+    ]
+
+
+def task_tables(runs: list[dict], task: str, tuning: str) -> list[str]:
+    """Return the lines of the tables of one task: one for each quantity."""
+    lines = [f"## {task}, {tuning}: evaluation loss {TASKS[task]['target_loss']}", ""]
+    selected = {method: select(runs, task, method, tuning) for method in METHODS}
     for name in ("seconds", "gradients", "gradients_per_s", "S_avg"):
-        lines += [f"| {name.replace('_', ' ')} | stepsize | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-        for method in METHODS:
-            found = [chosen(runs, task, method, delay, tuning) for delay in columns]
-            stepsize = settings["stepsize"] if tuning == "same stepsize" else tuned(runs, task, method)
-            lines.append(f"| {method} | {stepsize:g} | {' | '.join(cell(part, name) for part in found)} |")
-        lines.append("")
+        rows = [
+            [method, f"{chosen_stepsize(runs, task, method, tuning):g}", *(spread(group, name) for group in groups)]
+            for method, groups in selected.items()
+        ]
+        lines += [*table([name.replace("_", " "), "stepsize", *delays(2)], rows), ""]
     return lines
 
 
-def cell(runs, name):
+def spread(runs: list[dict], name: str) -> str:
+    """Return median and extremes of a quantity, which is None in runs that did not reach the target."""
     values = [np.inf if run[name] is None else run[name] for run in runs]
     if not values:
         return "-"
-    middle = statistics.median(values)
-    if middle == np.inf:
+    if median(values) == np.inf:
         return f"not in {LONGEST_S:g} s"
-    return f"{short(middle)} [{short(min(values))}, {short(max(values))}]"
+    return f"{number(median(values))} [{number(min(values))}, {number(max(values))}]"
 
 
-def short(value):
+def number(value: float) -> str:
     if value == np.inf:
         return "never"
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def write_plot(runs, task, output):
-    """Seconds to the target by delay, a line per method, for both ways to choose the stepsize."""
+def write_plot(runs: list[dict], task: str, output: Path) -> None:
+    """Plot the seconds to the target by delay, a line per method, for both ways to choose the stepsize."""
     figure = plotting.blank_figure(11, 4.5)
-    columns = list(delays(2))
-    for axes, tuning in zip(figure.subplots(1, 2, sharey=True), ("same stepsize", "tuned stepsizes"), strict=True):
-        for number, method in enumerate(METHODS):
-            found = [chosen(runs, task, method, delay, tuning) for delay in columns]
-            middle = [statistics.median(run["seconds"] or np.inf for run in part) if part else np.nan for part in found]
-            axes.plot(columns, middle, **plotting.line_style(number), label=method)
+    for axes, tuning in zip(figure.subplots(1, 2, sharey=True), (SAME, TUNED), strict=True):
+        for index, method in enumerate(METHODS):
+            groups = select(runs, task, method, tuning)
+            medians = [median(run["seconds"] or np.inf for run in group) if group else np.nan for group in groups]
+            axes.plot(list(delays(2)), medians, **plotting.line_style(index), label=method)
         axes.set_title(f"{task}, {tuning}")
         axes.set_yscale("log")
         axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What ``jobs/benchmarks/faults`` holds runs against: whether it would see a wrong one."""
+"""The checks of ``jobs/benchmarks/faults`` detect parameters that contain wrong updates."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from jobs.benchmarks.faults import expected
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("exchange", ["complete", "allreduce", "accumulate"])
-def test_an_update_too_many_or_too_few_is_seen(exchange, optimizer):
-    model = expected.Model(exchange, optimizer)
+def test_one_update_too_many_or_too_few_is_detected(exchange, optimizer):
+    model = expected.ExpectedRun(exchange, optimizer)
     first = expected.Generation(n_ranks=4)
     versions = np.array([30, 20, 25, 1, 0])
     right = model.parameters(first, versions)
@@ -23,8 +23,8 @@ def test_an_update_too_many_or_too_few_is_seen(exchange, optimizer):
     assert "1 parameters are wrong; number 7" in model.difference(lost, first, versions, at_end=True)
 
 
-def test_a_replica_may_hold_later_updates_but_no_parts():
-    model, first = expected.Model("accumulate", "sgd"), expected.Generation(n_ranks=4)
+def test_replica_of_accumulate_may_contain_later_updates_but_not_parts_of_them():
+    model, first = expected.ExpectedRun("accumulate", "sgd"), expected.Generation(n_ranks=4)
     versions, ranks = np.array([30, 20, 25, 1, 0]), np.arange(5)
     more = model.parameters(first, versions + 2 * (ranks == 0))
     assert not model.difference(more, first, versions, at_end=False)

@@ -1,4 +1,4 @@
-"""What ``jobs/benchmarks/gpu/benchmark.py`` makes of its measurements, and of parts that fail."""
+"""The page that ``jobs/benchmarks/gpu/benchmark.py`` writes, its timing, and how it handles parts that fail."""
 
 import os
 import sys
@@ -8,25 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.benchmarks.gpu import benchmark as bench_gpu
-from jobs.benchmarks.gpu import rounds
+from jobs.benchmarks.gpu import benchmark, rounds
 
 
-def test_the_share_that_is_hidden():
+def test_hidden_share_is_one_minus_the_added_time_over_the_time_of_the_exchange():
     assert rounds.hidden_share(none_s=0.010, read_s=0.010, exchange_s=0.004) == 1
     assert rounds.hidden_share(none_s=0.010, read_s=0.014, exchange_s=0.004) == pytest.approx(0)
     assert rounds.hidden_share(none_s=0.010, read_s=0.011, exchange_s=0.004) == pytest.approx(0.75)
     assert rounds.hidden_share(none_s=0.010, read_s=0.018, exchange_s=0.004) == pytest.approx(-1)
 
 
-def test_an_error_is_relative_to_the_norm_and_nan_is_none_that_is_allowed():
+def test_error_is_relative_to_the_norm_and_nan_exceeds_every_bound():
     expected = np.array([3.0, 4.0])
     assert rounds.relative_error(expected, expected) == 0
     assert rounds.relative_error(np.array([3.0, 4.5]), expected) == pytest.approx(0.1)
     assert not rounds.relative_error(np.array([3.0, np.nan]), expected) <= 1
 
 
-def test_alternatives_take_turns_and_the_first_round_does_not_count():
+def test_steps_are_timed_in_turns_and_the_first_round_does_not_count():
     calls = []
 
     def slow():
@@ -34,16 +33,16 @@ def test_alternatives_take_turns_and_the_first_round_does_not_count():
         time.sleep(0.01)
 
     steps = {"slow": slow, "fast": lambda: (calls.append("fast"), time.sleep(0.002))}
-    samples = rounds.alternate(steps, lambda: calls.append("wait"), round_s=1e-9, n_rounds=2)
+    samples = rounds.time_in_turns(steps, lambda: calls.append("wait"), round_s=1e-9, n_rounds=2)
     assert calls[-3 * 6 :] == 3 * ["wait", "slow", "wait", "wait", "fast", "wait"]
     assert {name: len(found) for name, found in samples.items()} == {"slow": 2, "fast": 2}
     assert min(samples["slow"]) >= 0.01 and min(samples["fast"]) >= 0.002
 
 
-def test_a_round_has_as_many_steps_as_fit_and_a_sample_is_of_one():
+def test_step_is_repeated_for_the_length_of_a_round_and_a_sample_is_the_time_of_one():
     calls = []
     steps = {"step": lambda: (calls.append(1), time.sleep(0.002))}
-    (samples,) = rounds.alternate(steps, lambda: None, round_s=0.02, n_rounds=1).values()
+    (samples,) = rounds.time_in_turns(steps, lambda: None, round_s=0.02, n_rounds=1).values()
     assert rounds.WARM_UP_STEPS + 2 * 2 <= len(calls) <= rounds.WARM_UP_STEPS + 2 * 10
     assert 0.002 <= samples[0] < 0.02
 
@@ -76,8 +75,8 @@ def found(device="gpu", small=False):
     }
 
 
-def test_the_table_has_medians_ratios_and_marks():
-    lines = bench_gpu.text(found()).splitlines()
+def test_page_has_medians_ratios_and_marks():
+    lines = benchmark.text(found()).splitlines()
     assert "| mlp | float32 | hpc_dasgd | 5.000 | 0.80 (BELOW 0.90) | 2.0e-07 |" in lines
     assert "| mlp | float32 | PyTorch eager | 4.000 | 1.00 | 2.0e-07 |" in lines
     assert "| mlp | float32 | torch.compile | - | - | 2.0e-07 |" in lines
@@ -87,31 +86,31 @@ def test_the_table_has_medians_ratios_and_marks():
 
 
 @pytest.mark.parametrize("other", [{"device": "cpu"}, {"small": True}])
-def test_marks_are_for_the_gpu_at_full_size(other):
-    assert "BELOW" not in bench_gpu.text(found(**other)) and "reaches" not in bench_gpu.text(found(**other))
+def test_marks_are_shown_only_for_a_gpu_at_full_size(other):
+    assert "BELOW" not in benchmark.text(found(**other)) and "reaches" not in benchmark.text(found(**other))
 
 
-def test_what_failed_stands_in_the_table():
-    lines = bench_gpu.text(found()).splitlines()
+def test_page_lists_failures():
+    lines = benchmark.text(found()).splitlines()
     assert "## Failed: 2" in lines
     assert "- mlp float32, torch.compile: no compiler" in lines
     assert "- cnn float32: took longer than 100 s" in lines
 
 
 def run(script, limit_s=30.0):
-    return bench_gpu.run(bench_gpu.Part("copies", [sys.executable, "-c", script, "OUTPUT"], limit_s), limit_s)
+    return benchmark.run(benchmark.Part("copies", [sys.executable, "-c", script, "OUTPUT"], limit_s), limit_s)
 
 
-def test_a_part_hands_over_its_rows():
+def test_part_returns_its_rows():
     outcome = run("import sys; open(sys.argv[1], 'w').write('[{\"bytes\": 1}]')")
     assert outcome["rows"] == [{"bytes": 1}] and "failed" not in outcome
 
 
-def test_a_part_that_fails_says_why():
+def test_failed_part_has_exit_status_reason_and_log():
     outcome = run("import sys\nprint('before')\ntry:\n    1 / 0\nfinally:\n    print('after', file=sys.stderr)")
     assert outcome["failed"] == "exit status 1: ZeroDivisionError: division by zero" and outcome["rows"] == []
     assert "before" in outcome["log"] and "after" in outcome["log"]
-    assert run("raise SystemExit(3)")["failed"] == "exit status 3: it said nothing"
+    assert run("raise SystemExit(3)")["failed"] == "exit status 3: it printed nothing"
 
 
 @pytest.mark.parametrize(
@@ -123,16 +122,16 @@ def test_a_part_that_fails_says_why():
         "=   KILLED BY SIGNAL: 11 (Segmentation fault)",
     ],
 )
-def test_the_reason_is_the_line_that_names_it(line):
-    assert bench_gpu.reason(f"Traceback:\n  File x\n{line}\nThis typically refers to a problem.\n\n") == line
+def test_reason_of_a_failure_is_the_line_that_names_the_error(line):
+    assert benchmark.reason(f"Traceback:\n  File x\n{line}\nThis typically refers to a problem.\n\n") == line
 
 
-def test_a_part_whose_program_is_missing_fails():
-    part = bench_gpu.Part("ranks", ["/nowhere/mpiexec", "-n", "2"], 30)
-    assert bench_gpu.run(part, 30)["failed"].startswith("cannot be started: [Errno 2]")
+def test_part_whose_program_is_missing_fails():
+    part = benchmark.Part("ranks", ["/nowhere/mpiexec", "-n", "2"], 30)
+    assert benchmark.run(part, 30)["failed"].startswith("cannot be started: [Errno 2]")
 
 
-def test_a_part_that_takes_too_long_is_ended_with_all_its_processes(tmp_path):
+def test_part_that_exceeds_its_time_limit_is_ended_with_all_its_processes(tmp_path):
     child = tmp_path / "child"
     script = (
         "import subprocess, sys, time\n"
@@ -157,14 +156,14 @@ SMALL_MLP = ["OUTPUT", "mlp", "float32", "--device", "cpu", "--small", "--conten
 def test_gradients_are_compared_with_pytorch():
     pytest.importorskip("torch", reason="needs PyTorch")
     names = ["hpc_dasgd", "PyTorch eager", "from_torch"]
-    outcome = bench_gpu.run(bench_gpu.Part("gradients", [sys.executable, *GRADIENTS, *SMALL_MLP, *names], 60), 60)
+    outcome = benchmark.run(benchmark.Part("gradients", [sys.executable, *GRADIENTS, *SMALL_MLP, *names], 60), 60)
     assert "failed" not in outcome and [row["contender"] for row in outcome["rows"]] == names
     for row in outcome["rows"]:
         assert "failed" not in row and row["n_params"] == 784 * 256 + 256 * 256 + 256 * 10 + 522
         assert 0 < row["error"] < 1e-5 and len(row["seconds"]) == 7 and min(row["seconds"]) > 0
 
 
-def test_a_wrong_gradient_is_said_and_not_timed():
+def test_wrong_gradient_is_reported_and_not_timed():
     script = """
 from jobs.benchmarks.gpu import gradients
 
@@ -180,7 +179,7 @@ gradients.CONTENDERS |= {"torch.compile": Off, "from_torch": Broken}
 gradients.main()
 """
     names = ["hpc_dasgd", "from_torch", "torch.compile"]
-    outcome = bench_gpu.run(bench_gpu.Part("gradients", [sys.executable, "-c", script, *SMALL_MLP, *names], 60), 60)
+    outcome = benchmark.run(benchmark.Part("gradients", [sys.executable, "-c", script, *SMALL_MLP, *names], 60), 60)
     assert "failed" not in outcome, outcome["log"]
     own, broken, off = outcome["rows"]
     assert "failed" not in own and len(own["seconds"]) == 7

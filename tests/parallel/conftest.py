@@ -182,7 +182,7 @@ def _read_outcomes(path):
 def pytest_configure(config):
     """Give each rank temporary files of its own: in one folder ranks trip over each other's clearing up."""
     if OUTCOMES in os.environ:
-        config.option.basetemp = Path(os.environ[OUTCOMES], f"files_{mpi.own_rank()}")
+        config.option.basetemp = Path(os.environ[OUTCOMES], f"files_{mpi.process_rank()}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Updates whose sums float32 holds exactly, whatever their order."""
+"""Updates whose sums float32 represents exactly, in any order."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ PERIOD = 1000
 
 
 class Updates:
-    """The updates of one rank: random integers from `least` to `most` that repeat after `PERIOD` versions."""
+    """The updates of one rank: random integers from `least` to `most`, which repeat after `PERIOD` versions."""
 
     def __init__(self, rank, least=-8, most=8):
         rows = np.random.default_rng(rank).integers(least, most + 1, (PERIOD, N_PARAMS))
@@ -23,5 +23,5 @@ class Updates:
         return update
 
     def sum_to(self, version):
-        """Sum of the first `version` updates, exact."""
+        """Return the exact sum of the first `version` updates."""
         return version // PERIOD * self._sums[-1] + self._sums[version % PERIOD]

@@ -1,18 +1,20 @@
-"""A device whose copies take their time, as those of a GPU do: arrays that do not mix with host memory, in host memory.
+"""A simulated device with asynchronous copies, as those of a GPU, whose arrays cannot be mixed with host memory.
 
-What is copied is what stands there when the copy is through, some polls after it was begun; until then the place where
-it goes holds nonsense. Whoever looks at a copy, or changes what is copied, before it is through, is found out.
+Its arrays are in host memory. A copy completes some polls after its start: only then is the source read, and until then
+the destination contains nan. So tests fail if they read the destination, or change the source, of a pending copy.
 """
 
 import numpy as np
 
 
 class FarArray(np.ndarray):
-    """An array of the device: arithmetic with arrays of the host is an error, as CuPy has it."""
+    """An array of the device: arithmetic with arrays of the host is an error, as in CuPy."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
-        near = [value for value in (*inputs, *out) if isinstance(value, np.ndarray) and not isinstance(value, FarArray)]
-        if any(value.ndim for value in near):
+        host_arrays = [
+            value for value in (*inputs, *out) if isinstance(value, np.ndarray) and not isinstance(value, FarArray)
+        ]
+        if any(value.ndim for value in host_arrays):
             raise TypeError(f"{ufunc.__name__} of arrays on the device and in host memory")
         arrays = [np.asarray(value) if isinstance(value, FarArray) else value for value in inputs]
         if out:
@@ -22,33 +24,35 @@ class FarArray(np.ndarray):
 
 
 class LateCopy:
-    """A copy of `source` into `out` that takes `n_polls` polls."""
+    """A copy of `source` into `out` that completes at the poll number `n_polls`."""
 
-    def __init__(self, source, out, n_polls, nonsense):
-        self._source, self._out, self._left = source, out, n_polls
-        if nonsense:
-            out[...] = np.nan
-        self.before = np.array(out)
+    def __init__(self, source, out, n_polls):
+        self._source, self._out, self._n_left = source, out, n_polls
+        out[...] = np.nan
+        self._before = np.array(out)
 
     def done(self):
-        if self._left == 0:
+        if self._n_left == 0:
             return True
-        self._left -= 1
-        if self._left == 0:
-            assert np.array_equal(self.before, self._out, equal_nan=True), "nobody else stores where a copy goes"
+        self._n_left -= 1
+        if self._n_left == 0:
+            assert np.array_equal(self._before, self._out, equal_nan=True), "the destination of a copy was changed"
             np.asarray(self._out)[...] = np.asarray(self._source)
-        return self._left == 0
+        return self._n_left == 0
 
 
-class Told:
-    """A mark; nothing is computed late here."""
+class CompleteEvent:
+    """An event that is done, since this device computes at once."""
 
     def done(self):
         return True
 
 
 class LateDevice:
-    """See `hpc_dasgd.arrays.devices.Host` for the attributes and methods; ``n_registered`` counts host memory."""
+    """A `hpc_dasgd.arrays.devices.Device` whose copies complete after 1 to `most_polls` polls.
+
+    ``n_registered`` is the number of registered memories, and ``n_uploads`` and ``n_downloads`` those of copies.
+    """
 
     xp, name, on_host = np, "late", False
 
@@ -77,7 +81,7 @@ class LateDevice:
         self.n_registered -= 1
 
     def record_event(self):
-        return Told()
+        return CompleteEvent()
 
     def wait(self):
         pass
@@ -97,4 +101,4 @@ class LateDevice:
             work()
 
     def _copy(self, source, out):
-        return LateCopy(source, out, int(self._rng.integers(1, self._most_polls + 1)), nonsense=True)
+        return LateCopy(source, out, int(self._rng.integers(1, self._most_polls + 1)))

@@ -1,10 +1,11 @@
-"""A rank of test_survival: makes integer updates and checks its replica, until it dies or its work is done.
+"""One rank of test_survival: makes integer updates and checks its replica, until it is killed or has finished.
 
     python mortal_ranks.py FOLDER SCENARIO_AS_JSON
 
-`scenario`: ``overlay``; ``kills`` and ``stops``, by rank the own update within which it kills itself, or stops itself
-for two heartbeat timeouts; ``consistency``; ``device``; ``target``, the updates that a rank wants to hold of each that
-is not killed. Writes what it came to into ``FOLDER/rank_R.json``.
+The scenario consists of ``overlay``, ``consistency`` and ``device``; of ``kills`` and ``stops``, which give for a rank
+the own update during which it kills itself, or suspends itself for two heartbeat timeouts; and of ``target``, the
+number of updates that each rank wants to hold of each rank that is not killed. The outcome is written to
+``FOLDER/rank_R.json``.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_dasgd.config.settings import ExchangeConfig
 from hpc_dasgd.errors import LeftBehindError
 from hpc_dasgd.overlay import topology
 from hpc_dasgd.runtime import mpi
@@ -34,13 +36,13 @@ def held_by(versions, updates):
     return np.arange(N_PARAMS) + sum(each.sum_to(int(version)) for each, version in zip(updates, versions, strict=True))
 
 
-def stop_for(seconds):
+def suspend_for(seconds):
     subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"], start_new_session=True)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def has_to_come(made, *moments):
-    """Whether a rank that was slower than the others has yet to meet its fate."""
+def is_yet_to_come(made, *moments):
+    """Return True if a rank that is slower than the others has not reached one of its moments yet."""
     return any(isinstance(moment, int) and made <= moment for moment in moments)
 
 
@@ -52,50 +54,46 @@ def main(folder, scenario):
     interface.BLOCK_BYTES = 64 * 4  # three blocks
     x0 = np.arange(N_PARAMS, dtype=np.float32)
     device = LateDevice(seed=comm.rank) if scenario.get("device") == "late" else None
-    exchange = ReadExchange(
-        comm,
-        x0,
-        tree=TREES[scenario["overlay"]](comm.size),
-        consistency=scenario.get("consistency", "snapshot"),
-        heartbeat_timeout_s=TIMEOUT_S,
-        device=device,
-    )
+    consistency = scenario.get("consistency", "snapshot")
+    settings = ExchangeConfig(survive=True, heartbeat_timeout_s=TIMEOUT_S, consistency=consistency)
+    setup = interface.ExchangeSetup(comm, x0, settings, device=device)
+    exchange = ReadExchange(setup, tree=TREES[scenario["overlay"]](comm.size))
     updates = [Updates(rank) for rank in range(comm.size)]
     kill_at = scenario.get("kills", {}).get(str(comm.rank))
     stop_at = scenario.get("stops", {}).get(str(comm.rank))
     wanted = [rank for rank in range(comm.size) if str(rank) not in scenario.get("kills", {})]
     n_wrong = n_checked = 0
     last_seen = exchange.versions.copy()
-    while exchange.versions[wanted].min() < scenario["target"] or has_to_come(exchange.made, kill_at, stop_at):
+    while exchange.versions[wanted].min() < scenario["target"] or is_yet_to_come(exchange.made, kill_at, stop_at):
         exchange.pull()
         update = updates[comm.rank][exchange.made]
         if exchange.made == kill_at:
 
             def update(lo, hi, out):
-                if lo or device:  # within the pass that stores the next publication
+                if lo or device:  # during the pass that stores the next publication
                     os.kill(os.getpid(), signal.SIGKILL)
                 out[:] = 1.0
 
         if exchange.made == stop_at:
-            stop_for(2 * TIMEOUT_S)
+            suspend_for(2 * TIMEOUT_S)
         exchange.push(update)
         assert np.all(exchange.versions >= last_seen)
         last_seen = exchange.versions.copy()
-        if scenario.get("consistency", "snapshot") == "snapshot":
+        if consistency == "snapshot":
             n_checked += 1
             n_wrong += not np.array_equal(exchange.parameters, held_by(exchange.versions, updates))
     if stop_at == "settle":
-        stop_for(2 * TIMEOUT_S)
-    found = {"n_checked": n_checked, "n_wrong": n_wrong}
+        suspend_for(2 * TIMEOUT_S)
+    outcome = {"n_checked": n_checked, "n_wrong": n_wrong}
     try:
         exchange.settle()
-        found["gathered"] = exchange.allgather(comm.rank)
+        outcome["gathered"] = exchange.allgather(comm.rank)
     except LeftBehindError as error:
-        found["left_behind"] = str(error)
-    found |= {"died": exchange.died, "versions": exchange.versions.tolist(), "made": exchange.made}
-    found["parameters"] = exchange.parameters.tolist()
-    Path(folder, f"rank_{comm.rank}.json").write_text(json.dumps(found))
-    if "left_behind" in found:
+        outcome["left_behind"] = str(error)
+    outcome |= {"died": exchange.died, "versions": exchange.versions.tolist(), "made": exchange.made}
+    outcome["parameters"] = exchange.parameters.tolist()
+    Path(folder, f"rank_{comm.rank}.json").write_text(json.dumps(outcome))
+    if "left_behind" in outcome:
         sys.exit(1)
     exchange.free()
 

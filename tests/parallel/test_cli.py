@@ -1,4 +1,4 @@
-"""The program ``hpc-dasgd``: exit status, standard output and standard error, alone and under ``mpiexec``."""
+"""Tests of the program ``hpc-dasgd``: exit status, standard output and error, with and without ``mpiexec``."""
 
 import json
 import os
@@ -18,17 +18,17 @@ import pytest
 import hpc_dasgd
 
 DIGITS = Path(__file__).parents[2] / "jobs" / "digits.toml"
-TIMEOUT_S = 60  # far more than anything here takes; `SECONDS` end what it leaves behind
+TIMEOUT_S = 60  # much more than any test needs; processes that are left end after `SECONDS`
 SECONDS = 90
-# What the package sets where the user set nothing; `conftest` did, and the program must do without.
+# Variables that the package sets by default. `conftest` sets them too, and the program must not depend on that.
 DEFAULTS = ("OMP_NUM_THREADS", "UCX_LOG_LEVEL", "HDF5_USE_FILE_LOCKING", "OMPI_MCA_osc")
-BANNER = re.compile(r"-{60,}\n.*?-{60,}\n", re.DOTALL)  # Open MPI's, where a rank ends with an error
-LAUNCHER = re.compile(r"\[\S+:\d+\] PMIX ERROR: ")  # now and then, where ranks end with an error
+BANNER = re.compile(r"-{60,}\n.*?-{60,}\n", re.DOTALL)  # printed by Open MPI if a rank fails
+LAUNCHER = re.compile(r"\[\S+:\d+\] PMIX ERROR: ")  # printed by its launcher at times if a rank fails
 QUADRATIC = '[objective]\nkind = "quadratic"\n[budget]\ngradients = 100\n'
 
 
 class Program:
-    """Starts the program on some ranks, or without a launcher where `n_ranks` is None."""
+    """Starts the program on some ranks, or without a launcher if `n_ranks` is None."""
 
     def __init__(self, mpiexec, folder):
         self._mpiexec, self.folder = mpiexec, folder
@@ -39,7 +39,7 @@ class Program:
         return [*launcher, sys.executable, "-m", "hpc_dasgd"]
 
     def options(self, environment=None):
-        """What `subprocess` is to be called with."""
+        """Return the keyword arguments for `subprocess`."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         text = {"text": True, "errors": "replace"}
         return pipes | text | {"cwd": self.folder, "env": self._environment | (environment or {})}
@@ -59,7 +59,7 @@ def program(mpiexec, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(mpiexec, tmp_path_factory):
-    """A run of the digits on 2 ranks, and what starting it printed."""
+    """A program, the output of a training run of it on 2 ranks, and its run directory."""
     program = Program(mpiexec, tmp_path_factory.mktemp("trained"))
     done = program(2, "train", DIGITS, "--set", "budget.gradients=2000")
     assert done.returncode == 0, done.stderr
@@ -67,13 +67,13 @@ def trained(mpiexec, tmp_path_factory):
 
 
 def our_lines(stderr):
-    """Standard error without what Open MPI's launcher adds to it."""
+    """Return the lines of standard error without those of Open MPI's launcher."""
     lines = BANNER.sub("", stderr.replace("\0", "")).strip().splitlines()
     return [line for line in lines if not LAUNCHER.match(line)]
 
 
 def assert_refused(done, *fragments):
-    """Exit status 2, nothing on standard output, one line on standard error with all `fragments`."""
+    """Assert exit status 2, no standard output, and one line on standard error with all `fragments`."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     lines = our_lines(done.stderr)
@@ -82,10 +82,10 @@ def assert_refused(done, *fragments):
     assert all(fragment in lines[0] for fragment in fragments), lines[0]
 
 
-# A run, from the first command to the last.
+# All commands on one run.
 
 
-def test_training_prints_what_it_did_and_nothing_else(trained):
+def test_train_prints_a_summary_and_progress_only(trained):
     _, done, run = trained
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["done", "reached", "files", "next"]
@@ -103,7 +103,7 @@ def test_the_run_directory_is_named_after_the_settings(trained):
     assert hpc_dasgd.open_run(run).status == "complete"
 
 
-def test_the_next_command_works(trained):
+def test_the_command_that_train_suggests_works(trained):
     program, done, run = trained
     command = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
     script = Path(sys.executable).parent / command[0]
@@ -117,7 +117,7 @@ def test_the_next_command_works(trained):
         assert (program.folder / plot).read_bytes().startswith(b"\x89PNG")
 
 
-def test_report_writes_where_it_is_told(trained, tmp_path):
+def test_report_writes_to_the_output_directory(trained, tmp_path):
     program, _, run = trained
     done = program(None, "report", run, "--output", tmp_path / "plots")
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_report_writes_where_it_is_told(trained, tmp_path):
     assert str(tmp_path / "plots") in done.stdout
 
 
-def test_staleness(trained):
+def test_staleness_prints_text_and_json(trained):
     program, _, run = trained
     text = program(None, "staleness", run)
     assert (text.returncode, text.stderr) == (0, "")
@@ -139,7 +139,7 @@ def test_staleness(trained):
     assert f"S_avg {found['S_avg']:.4g}" in text.stdout
 
 
-def test_replay(trained, tmp_path):
+def test_replay_recomputes_a_run_and_single_states(trained, tmp_path):
     program, _, run = trained
     done = program(None, "replay", run)
     assert (done.returncode, done.stderr) == (0, "")
@@ -154,7 +154,7 @@ def test_replay(trained, tmp_path):
     assert "holds 40 updates" in done.stdout
 
 
-def test_replay_fails_where_the_log_says_something_else(trained, tmp_path):
+def test_replay_fails_if_the_log_was_changed(trained, tmp_path):
     program, _, run = trained
     shutil.copytree(run, tmp_path / "changed")
     with h5py.File(tmp_path / "changed" / "rank_00000.h5", "r+") as file:
@@ -166,7 +166,7 @@ def test_replay_fails_where_the_log_says_something_else(trained, tmp_path):
     assert our_lines(done.stderr)[-1].endswith("does not agree with its log")
 
 
-def test_bound(trained):
+def test_bound_prints_text_and_json(trained):
     program, _, run = trained
     done = program(None, "bound", run, "--json", "--set", "L=20")
     assert (done.returncode, done.stderr) == (0, "")
@@ -179,7 +179,7 @@ def test_bound(trained):
     assert "rates of arXiv 2309.03754" in text
 
 
-def test_plan(trained):
+def test_plan_prints_text_and_json(trained):
     program, _, run = trained
     done = program(None, "plan", DIGITS, "--ranks", "3", "--from", run, "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -190,7 +190,7 @@ def test_plan(trained):
     assert "safe stepsize " in program(None, "plan", DIGITS, "--ranks", "3").stdout
 
 
-def test_export(trained, tmp_path):
+def test_export_writes_named_arrays_equal_to_the_final_parameters(trained, tmp_path):
     program, _, run = trained
     done = program(None, "export", run, tmp_path / "parameters.npz")
     assert (done.returncode, done.stderr) == (0, "")
@@ -205,7 +205,7 @@ def test_export(trained, tmp_path):
     assert flat.tobytes() == hpc_dasgd.open_run(run).final.tobytes()
 
 
-def test_one_rank_without_launcher_in_a_folder_with_a_space(program):
+def test_one_rank_without_a_launcher_in_a_directory_with_a_space(program):
     done = program(None, "train", "quadratic.toml", "--run", "a run")
     assert (done.returncode, done.stderr) == (0, "")
     assert "100 gradients on 1 ranks" in done.stdout
@@ -215,8 +215,8 @@ def test_one_rank_without_launcher_in_a_folder_with_a_space(program):
 # Help.
 
 
-def test_help_starts_no_mpi(program):
-    """Importing mpi4py.MPI would fail here."""
+def test_help_does_not_start_mpi(program):
+    """Any import of mpi4py fails in this test."""
     (program.folder / "mpi4py").mkdir()
     (program.folder / "mpi4py" / "__init__.py").write_text("raise ImportError('MPI was started')\n")
     environment = {"PYTHONPATH": os.pathsep.join([str(program.folder), os.environ.get("PYTHONPATH", "")])}
@@ -237,7 +237,7 @@ def test_help_starts_no_mpi(program):
     assert program(None, "train", "quadratic.toml", environment=environment).returncode == 1
 
 
-# Wrong use.
+# Wrong settings, files and command lines.
 
 WRONG_SETTINGS = {
     "budget.seconds=-1": ("`budget.seconds` must be a positive number", "got -1"),
@@ -253,7 +253,7 @@ WRONG_SETTINGS = {
 
 
 @pytest.mark.parametrize("override", WRONG_SETTINGS)
-def test_a_wrong_override(program, override):
+def test_a_wrong_override_is_refused(program, override):
     done = program(None, "train", "quadratic.toml", "--set", override, "--run", "run")
     assert_refused(done, *WRONG_SETTINGS[override])
     assert not (program.folder / "run").exists()
@@ -270,7 +270,7 @@ def test_a_wrong_override(program, override):
         (None, ("cannot read settings file wrong.toml",)),
     ],
 )
-def test_a_wrong_settings_file(program, text, fragments):
+def test_a_wrong_settings_file_is_refused(program, text, fragments):
     if text is not None:
         (program.folder / "wrong.toml").write_text(text)
     assert_refused(program(None, "train", "wrong.toml"), *fragments)
@@ -293,7 +293,7 @@ def write_data(path, x=((1.0, 2.0),) * 3, y=(0, 1, 1)):
         ({"x": [[1.0, 2.0], [np.nan, 0.0], [0.0, 0.0]]}, "`/train/x` of data.h5 must be finite"),
     ],
 )
-def test_a_wrong_data_file(program, data, rule):
+def test_a_wrong_data_file_is_refused(program, data, rule):
     if data == "text":
         (program.folder / "data.h5").write_text("x,y\n1,2\n")
     elif data is not None:
@@ -315,7 +315,7 @@ def test_a_wrong_data_file(program, data, rule):
         (("export", "nowhere"), ("required: PARAMETERS.npz",)),
     ],
 )
-def test_a_wrong_command_line(program, arguments, fragments):
+def test_a_wrong_command_line_is_refused(program, arguments, fragments):
     assert_refused(program(None, *arguments), *fragments)
 
 
@@ -329,8 +329,8 @@ def test_a_run_directory_is_never_overwritten(program):
     assert_refused(program(None, "train", "quadratic.toml", "--resume"), "--resume needs --run DIR")
 
 
-def test_places_that_cannot_be_written_to(program):
-    """Also where nobody may write, not even root."""
+def test_a_run_directory_that_cannot_be_created_is_refused(program):
+    """Root cannot create directories in ``/proc`` either."""
     for place in ("quadratic.toml/run", "/proc/run"):
         done = program(None, "train", "quadratic.toml", "--run", place)
         assert_refused(done, f"cannot make run directory {place}")
@@ -357,12 +357,12 @@ def test_places_that_cannot_be_written_to(program):
         ),
     ],
 )
-def test_four_ranks_say_it_once(program, arguments, fragment):
+def test_an_error_on_four_ranks_is_printed_once(program, arguments, fragment):
     assert_refused(program(4, *arguments), fragment)
 
 
-def test_rank_0_is_heard_although_it_starts_last(program):
-    """Open MPI ends the ranks that are still there when the first one exits with an error."""
+def test_the_error_of_rank_0_is_printed_although_it_starts_last(program):
+    """Open MPI ends all remaining ranks when the first one exits with an error."""
     (program.folder / "sitecustomize.py").write_text(
         "import os, time\n"
         "if '0' in (os.environ.get('OMPI_COMM_WORLD_RANK'), os.environ.get('PMI_RANK')):\n"
@@ -372,8 +372,8 @@ def test_rank_0_is_heard_although_it_starts_last(program):
     assert_refused(program(2, "train", environment=environment), "required: CONFIG.toml")
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(program):
-    """As where srun and the MPI do not speak the same language; only the first of them says so."""
+def test_processes_that_are_not_connected_by_mpi_are_refused(program):
+    """This happens if srun and the MPI library use different process management; only the first process prints it."""
     task = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     train = ("train", "quadratic.toml", "--run", "run")
     done = program(None, *train, environment=task)
@@ -383,7 +383,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(program):
     assert not (program.folder / "run").exists()
 
 
-# Ranks that fail.
+# Failing ranks and signals.
 
 FAULTY_SETTINGS = f'[objective]\nkind = "faulty:Faulty"\nfault = "none"\n[budget]\nseconds = {SECONDS}\n'
 FAULTY = """
@@ -431,13 +431,13 @@ def test_an_exception_on_one_rank_ends_the_job(program, fault):
     assert done.stderr.count("Traceback") == 1
 
 
-def test_a_rank_that_is_gone_ends_the_job(program):
-    """The launcher's part, which translates the status as it likes."""
+def test_a_rank_that_exits_without_an_exception_ends_the_job(program):
+    """The launcher ends the job, with an exit status of its choice."""
     assert train_faulty(program, "_exit").returncode != 0
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
-def test_what_is_not_finite_ends_the_job_and_names_rank_and_gradient(program, fault):
+def test_a_value_that_is_not_finite_ends_the_job_and_is_reported_with_its_rank(program, fault):
     done = train_faulty(program, fault)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -450,7 +450,7 @@ def test_what_is_not_finite_ends_the_job_and_names_rank_and_gradient(program, fa
     assert run.counts[2] == 10
 
 
-def test_a_stepsize_far_too_large(program):
+def test_a_far_too_large_stepsize_is_reported_as_such(program):
     done = program(2, "train", DIGITS, "--run", "run", "--set", "optimizer.stepsize=1e6")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -480,7 +480,7 @@ def wait_until(condition):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_later(program, name):
+def test_a_signal_to_one_rank_stops_all_ranks_and_the_run_can_be_resumed(program, name):
     command = [*program.command(4), "train", "faulty.toml", "--run", "run", "--set", "seed=3"]
     with subprocess.Popen(command, start_new_session=True, **program.options()) as job:
         try:
@@ -517,7 +517,7 @@ def test_interrupting_the_launcher_ends_all_ranks(program):
             job.communicate(timeout=TIMEOUT_S)
         finally:
             job.kill()
-    assert job.returncode != 0  # 75, but under Open MPI, whose launcher kills what it interrupts
+    assert job.returncode != 0  # 75, except with Open MPI, whose launcher kills the ranks that it interrupts
     pids = [path.name.removeprefix("pid-") for path in program.folder.glob("pid-*")]
     wait_until(lambda: not any(map(is_running, pids)))
     assert hpc_dasgd.open_run(program.folder / "run").status in ("running", "stopped")

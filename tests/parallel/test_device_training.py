@@ -1,7 +1,7 @@
-"""Runs whose parameters are not where the program is, from settings to files: on a device as a GPU is one.
+"""Runs whose parameters are not in host memory, from settings to files.
 
-It is a stand-in of NumPy arrays, copied from and to as those of a GPU are. What CuPy makes of it is tested where
-there is a GPU (`test_gpu_training`).
+The device is simulated by NumPy arrays, which are copied to and from host memory as those of a GPU are. Runs on a GPU
+are tested by `test_gpu_training`.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 import hpc_dasgd
 from hpc_dasgd.analysis import replay
 from hpc_dasgd.arrays import devices
-from hpc_dasgd.report import summary
+from hpc_dasgd.report.summary import summary
 
 EXCHANGES = {
     "read": {},
@@ -24,15 +24,15 @@ EXCHANGES = {
 }
 
 
-class Elsewhere(devices.Host):
-    """Host memory that is reached by copies alone."""
+class SimulatedDevice(devices.Host):
+    """A device with NumPy arrays, which are accessed by copies only."""
 
-    name, on_host = "elsewhere (PCI 0)", False
+    name, on_host = "simulated (PCI 0)", False
     piece_bytes = 1 << 14
-    n_placed = 0
+    n_copies = 0
 
     def to_device(self, array):
-        Elsewhere.n_placed += 1
+        SimulatedDevice.n_copies += 1
         return np.array(array)
 
     def to_host(self, array):
@@ -40,9 +40,9 @@ class Elsewhere(devices.Host):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch):
-    monkeypatch.setattr(Elsewhere, "n_placed", 0)
-    monkeypatch.setattr(devices, "choose", lambda kind, local_rank=0, tf32=False: Elsewhere())
+def simulated_device(monkeypatch):
+    monkeypatch.setattr(SimulatedDevice, "n_copies", 0)
+    monkeypatch.setattr(devices, "choose", lambda kind, local_rank=0, tf32=False: SimulatedDevice())
 
 
 def settings(**sections):
@@ -58,21 +58,21 @@ def settings(**sections):
 
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
-def test_it_trains_as_anywhere(comm, tmp_path, exchange):
+def test_every_exchange_trains_on_the_device(comm, tmp_path, exchange):
     config = settings(exchange=exchange)
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     run = hpc_dasgd.open_run(result.run)
-    assert list(run.attributes["devices"]) == ["elsewhere (PCI 0)"] * comm.size
-    assert f"{run.attributes['hosts'][0]}, elsewhere (PCI 0)" in summary.summary(run)
+    assert list(run.attributes["devices"]) == ["simulated (PCI 0)"] * comm.size
+    assert f"{run.attributes['hosts'][0]}, simulated (PCI 0)" in summary(run)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
-    assert result.gradients >= 600 and Elsewhere.n_placed > 0
+    assert result.gradients >= 600 and SimulatedDevice.n_copies > 0
     if exchange.get("kind") != "none":
         assert result.parameters.tobytes() == run.final.tobytes()
 
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_a_run_is_replayed_bit_for_bit(comm, tmp_path, optimizer):
+def test_a_run_on_the_device_is_replayed_bit_for_bit(comm, tmp_path, optimizer):
     config = settings(exchange={"topology": "tree"}, optimizer={"kind": optimizer, "stepsize": 0.005})
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     if comm.rank == 0:
@@ -81,7 +81,7 @@ def test_a_run_is_replayed_bit_for_bit(comm, tmp_path, optimizer):
 
 
 @pytest.mark.parallel([4])
-def test_a_run_goes_on_from_its_checkpoints(comm, tmp_path):
+def test_a_run_on_the_device_is_resumed_from_its_checkpoints(comm, tmp_path):
     config = settings(optimizer={"kind": "momentum", "stepsize": 0.01}, checkpoint={"every_s": 0.05})
     first = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     longer = config | {"budget": {"gradients": 1200}}
@@ -94,14 +94,14 @@ def test_a_run_goes_on_from_its_checkpoints(comm, tmp_path):
 
 
 @pytest.mark.parallel([2])
-def test_the_stepsize_is_chosen_by_a_probe_there(comm, tmp_path):
+def test_the_stepsize_is_chosen_by_probing_gradients_on_the_device(comm, tmp_path):
     config = settings(optimizer={"stepsize": "bound"}, budget={"gradients": 100})
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     assert result.stepsize_by.startswith("bound") and result.stepsize > 0
 
 
 @pytest.mark.parallel([2])
-def test_a_model_of_pytorch_trains_there(comm, tmp_path):
+def test_a_torch_module_trains_on_the_device(comm, tmp_path):
     torch = pytest.importorskip("torch")
     from hpc_dasgd.objectives import from_torch
 

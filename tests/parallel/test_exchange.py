@@ -1,7 +1,7 @@
-"""Exchanges: every update reaches every replica exactly once.
+"""Exchanges `read`, `allreduce` and `none`: every update reaches every replica exactly once.
 
-Updates are small integers, so that float32 sums are exact whatever their order, and a replica can be compared with what
-its version vector says it holds.
+Updates are small integers, so that float32 sums are exact in any order, and a replica can be compared with its version
+vector.
 """
 
 import time
@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpc_dasgd.config.settings import ExchangeConfig
 from hpc_dasgd.exchange.baselines.allreduce import AllreduceExchange
 from hpc_dasgd.exchange.baselines.none import NoExchange
+from hpc_dasgd.exchange.interface import ExchangeSetup
 from hpc_dasgd.exchange.read.exchange import ReadExchange
-from hpc_dasgd.exchange.reader import DROPS_TO_STARVE, PUBLICATIONS_TO_RELAX
+from hpc_dasgd.exchange.reader import DROPS_UNTIL_NOTICE, PUBLICATIONS_TO_SPEED_UP
 from hpc_dasgd.overlay import topology
 from hpc_dasgd.window.memory import Transfer
-from hpc_dasgd.window.publication import N_WORDS, Word
+from hpc_dasgd.window.publication import HEADER_LENGTH, HeaderField
 from tests.parallel.integer_updates import N_PARAMS, Updates
 
 SIZES = [1, 2, 4, 8]
@@ -25,24 +27,24 @@ SIZES = [1, 2, 4, 8]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Three blocks for `N_PARAMS` float32 parameters, the last of them shorter."""
+    """Divide `N_PARAMS` float32 parameters into three blocks, of which the last one is shorter."""
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
 
 
 def held_by(versions):
-    """What a replica with this version vector must be."""
+    """Return the replica that belongs to a version vector."""
     return np.arange(N_PARAMS) + sum(Updates(rank).sum_to(int(version)) for rank, version in enumerate(versions))
 
 
 def random_tree(n_ranks, seed=5):
-    """Neighbours of each rank on a tree whose ranks come in random order; some have many neighbours."""
+    """Return the neighbours of each rank on a tree with ranks in random order, some of which have many neighbours."""
     rng = np.random.default_rng(seed)
     names, neighbours = rng.permutation(n_ranks).tolist(), [set() for _ in range(n_ranks)]
     for child in range(1, n_ranks):
         parent = int(rng.integers(max(0, child - 3), child))
         neighbours[names[child]].add(names[parent])
         neighbours[names[parent]].add(names[child])
-    return [tuple(sorted(found)) for found in neighbours]
+    return [tuple(sorted(others)) for others in neighbours]
 
 
 OVERLAYS = {
@@ -56,8 +58,11 @@ OVERLAYS = {
 TREES = [name for name in OVERLAYS if name != "complete"]
 
 
-def make_read(comm, overlay="complete", **options):
-    return ReadExchange(comm, np.arange(N_PARAMS, dtype=np.float32), tree=OVERLAYS[overlay](comm.size), **options)
+def make_read(comm, overlay="complete", x0=None, device=None, request_reads=None, **settings):
+    """Make an exchange `read`; `settings` are those of ``[exchange]``."""
+    x0 = np.arange(N_PARAMS, dtype=np.float32) if x0 is None else x0
+    setup = ExchangeSetup(comm, x0, ExchangeConfig(**settings), device=device)
+    return ReadExchange(setup, tree=OVERLAYS[overlay](comm.size), request_reads=request_reads)
 
 
 def finish(transfer):
@@ -96,7 +101,7 @@ def test_on_a_tree_every_update_is_held_once_at_any_time(comm, overlay, consiste
 
 @pytest.mark.parallel([16])
 @pytest.mark.parametrize("overlay", ["tree", "random"])
-def test_so_it_is_on_many_ranks(comm, overlay):
+def test_on_a_tree_of_16_ranks_every_update_is_held_once_at_any_time(comm, overlay):
     hold_every_update_once(comm, overlay, "snapshot", 1)
 
 
@@ -117,8 +122,8 @@ def hold_every_update_once(comm, overlay, consistency, every):
 
 @pytest.mark.parallel([4, 8])
 @pytest.mark.parametrize("overlay", ["complete", *TREES])
-def test_news_cross_the_overlay_while_ranks_make_steps(comm, overlay):
-    """The ends of the overlay hear of each other in at most as many steps as there are edges between, and two."""
+def test_updates_cross_the_overlay_within_its_diameter_plus_two_steps(comm, overlay):
+    """Updates pass one edge per step; two more steps are needed to publish the first and to read the last."""
     exchange = make_read(comm, overlay)
     updates = Updates(comm.rank)
     for _ in range(comm.size + 2):
@@ -133,18 +138,18 @@ def test_news_cross_the_overlay_while_ranks_make_steps(comm, overlay):
 
 @pytest.mark.parallel([4, 8, 16, 32])
 @pytest.mark.parametrize("overlay", ["tree", "complete"])
-def test_what_is_read_and_held_depends_on_the_neighbours_alone(comm, overlay, monkeypatch):
-    """Counted in arrays of n_params: bytes that every rank reads in a step, and memory."""
+def test_traffic_and_memory_depend_on_the_number_of_neighbours_only(comm, overlay, monkeypatch):
+    """Bytes that every rank reads per step, and memory, both in arrays of n_params."""
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 1 << 14)
     d, n_steps = 100_000, 5
     x0, tree = np.zeros(d, np.float32), OVERLAYS[overlay](comm.size)
     tracemalloc.start()
-    exchange = ReadExchange(comm, x0, tree=tree)
-    held_bytes = tracemalloc.get_traced_memory()[0] + exchange._window._memory.memory.nbytes
+    exchange = make_read(comm, overlay, x0)
+    held_bytes = tracemalloc.get_traced_memory()[0] + exchange._state.window._memory.memory.nbytes
     tracemalloc.stop()
     degree = comm.size - 1 if tree is None else len(tree(comm.rank))
     limit = comm.size + 4 if tree is None else 3 * degree + 4
-    assert held_bytes / (4 * d) <= limit + 0.2  # what does not grow with d
+    assert held_bytes / (4 * d) <= limit + 0.2  # plus memory that does not grow with d
     before = exchange.transferred_bytes
     for _ in range(n_steps):
         exchange.push(lambda lo, hi, out: out.fill(1.0))
@@ -159,8 +164,8 @@ def test_what_is_read_and_held_depends_on_the_neighbours_alone(comm, overlay, mo
 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("overlay", ["complete", "tree"])
-def test_replicas_have_the_same_bits_where_sums_round(comm, overlay):
-    exchange = ReadExchange(comm, np.linspace(0, 1, 1001), tree=OVERLAYS[overlay](comm.size))
+def test_final_replicas_have_the_same_bits_although_sums_are_rounded(comm, overlay):
+    exchange = make_read(comm, overlay, np.linspace(0, 1, 1001))
     rng = np.random.default_rng(comm.rank)
     for _ in range(50):
         noise = rng.normal(size=1001)
@@ -183,7 +188,7 @@ def test_replicas_have_the_same_bits_where_sums_round(comm, overlay):
     ("overlay", "consistency", "n_steps"),
     [("complete", "snapshot", 100_000), ("complete", "elementwise", 50_000), ("chain", "snapshot", 50_000)],
 )
-def test_very_many_steps_with_random_delays(comm, overlay, consistency, n_steps):
+def test_no_update_is_lost_in_100_000_steps_with_random_delays(comm, overlay, consistency, n_steps):
     exchange = make_read(comm, overlay, consistency=consistency)
     updates, rng = Updates(comm.rank), np.random.default_rng(100 + comm.rank)
     n_checked = 0
@@ -205,20 +210,20 @@ def test_very_many_steps_with_random_delays(comm, overlay, consistency, n_steps)
 
 @pytest.mark.parallel([2, 4, 8])
 @pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
-def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, monkeypatch):
-    """Rank 0 adds 1 to all of 300,000 elements as fast as it can; the others do nothing but read.
+def test_a_torn_snapshot_is_never_accepted(comm, request_reads, monkeypatch):
+    """Rank 0 adds 1 to each of 300,000 elements as fast as it can, while the other ranks only read.
 
-    Every fifth read is made in two halves, with the slot stored over in between.
+    Every fifth read is made in two halves, and the slot is overwritten in between.
     """
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 128 * 1024)
-    exchange = ReadExchange(comm, np.zeros(300_000, np.float32), request_reads=request_reads)
-    window, n_reads, n_torn = exchange._window, 0, 0
+    exchange = make_read(comm, x0=np.zeros(300_000, np.float32), request_reads=request_reads)
+    window, n_reads, n_torn = exchange._state.window, 0, 0
     read_slot = window.read_slot
 
     def publication():
-        header = np.zeros(N_WORDS, np.int64)
+        header = np.zeros(HEADER_LENGTH, np.int64)
         finish(window.read_header(0, 0, header))
-        return header[Word.PUBLICATION]
+        return header[HeaderField.PUBLICATION]
 
     def read_in_halves(target, channel, slot, out):
         nonlocal n_reads, n_torn
@@ -249,7 +254,7 @@ def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, m
                 version = exchange.versions[0]
                 assert np.all(exchange.parameters == version)
                 n_accepted += 1
-        assert exchange._reader.dropped_reads >= n_torn > 0
+        assert exchange._state.reader.dropped_reads >= n_torn > 0
         comm.Ibarrier().Wait()
     monkeypatch.undo()
     exchange.settle()
@@ -260,8 +265,8 @@ def test_a_hammering_reader_never_accepts_a_torn_snapshot(comm, request_reads, m
 
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
-def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, consistency, tmp_path):
-    """Rank 0 makes no call to MPI until the others have made a hundred steps for its one."""
+def test_no_rank_waits_for_a_rank_with_a_long_gradient(comm, consistency, tmp_path):
+    """Rank 0 makes one step, and no call to MPI until each of the others has made a hundred steps."""
     folder = Path(comm.bcast(str(tmp_path), root=0))
     exchange = make_read(comm, consistency=consistency)
     updates = Updates(comm.rank)
@@ -282,8 +287,8 @@ def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, consistency, tmp_pa
 
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("request_reads", [True, False], ids=["requests", "get-and-flush"])
-def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads, monkeypatch):
-    """During each of rank 1's reads rank 0 makes three steps, enough to spoil it while it publishes all of them."""
+def test_an_owner_that_publishes_too_fast_for_its_reader_publishes_less_often(comm, request_reads, monkeypatch):
+    """During each read by rank 1, rank 0 makes three steps; the read is dropped if all of them are published."""
     exchange = make_read(comm, request_reads=request_reads)
     updates = Updates(comm.rank)
     turns = 12
@@ -294,7 +299,7 @@ def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads,
                 step(exchange, updates)
             comm.send(None, dest=1)
     else:
-        window, versions = exchange._window, []
+        window, versions = exchange._state.window, []
         read_slot = window.read_slot
 
         def interrupted(*arguments):
@@ -306,7 +311,7 @@ def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads,
             return transfer
 
         monkeypatch.setattr(window, "read_slot", interrupted)
-        comm.send(None, dest=0)  # something to read
+        comm.send(None, dest=0)  # rank 0 publishes something
         comm.recv(source=0)
         for _ in range(turns - 1):
             before = exchange.versions[0]
@@ -314,16 +319,16 @@ def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads,
                 exchange.pull()
                 versions.append(int(exchange.versions[0]))
                 np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
-        assert versions[:DROPS_TO_STARVE] == [0] * DROPS_TO_STARVE
+        assert versions[:DROPS_UNTIL_NOTICE] == [0] * DROPS_UNTIL_NOTICE
         assert versions[-1] > 0
-        assert exchange._reader.dropped_reads >= DROPS_TO_STARVE
+        assert exchange._state.reader.dropped_reads >= DROPS_UNTIL_NOTICE
         monkeypatch.undo()
     comm.Barrier()
     if comm.rank == 0:
-        assert exchange._pacers[0].interval > 1
-        for _ in range(2 * exchange._pacers[0].interval * PUBLICATIONS_TO_RELAX):
+        assert exchange._state.neighbourhood.throttles[0].interval > 1
+        for _ in range(2 * exchange._state.neighbourhood.throttles[0].interval * PUBLICATIONS_TO_SPEED_UP):
             step(exchange, updates)
-        assert exchange._pacers[0].interval == 1
+        assert exchange._state.neighbourhood.throttles[0].interval == 1
     exchange.settle()
     np.testing.assert_array_equal(exchange.parameters, held_by(exchange.versions))
     exchange.free()
@@ -332,7 +337,7 @@ def test_an_owner_too_fast_to_be_read_publishes_more_rarely(comm, request_reads,
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("overlay", ["complete", "tree", "chain"])
 @pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
-def test_one_rank_stops_all(comm, overlay, consistency):
+def test_a_request_of_one_rank_stops_all_ranks(comm, overlay, consistency):
     exchange = make_read(comm, overlay, consistency=consistency)
     updates = Updates(comm.rank)
     while not exchange.stopping:
@@ -347,7 +352,7 @@ def test_one_rank_stops_all(comm, overlay, consistency):
 
 @pytest.mark.parallel([4])
 @pytest.mark.parametrize("reads_in_flight", [1, 2, 9])
-def test_any_number_of_reads_in_flight(comm, reads_in_flight):
+def test_replicas_are_correct_for_any_number_of_reads_in_flight(comm, reads_in_flight):
     exchange = make_read(comm, reads_in_flight=reads_in_flight)
     updates = Updates(comm.rank)
     for _ in range(300):
@@ -361,29 +366,29 @@ def test_any_number_of_reads_in_flight(comm, reads_in_flight):
 
 @pytest.mark.parallel([4])
 @pytest.mark.parametrize("consistency", ["snapshot", "elementwise"])
-def test_what_a_gradient_missed_is_known_behind_it(comm, consistency):
-    """While rank 0 computes its gradient, rank `r` makes `r` updates."""
+def test_staleness_of_a_gradient_is_known_after_its_push(comm, consistency):
+    """Rank `r` makes `r` updates while rank 0 computes its gradient."""
     exchange = make_read(comm, consistency=consistency)
     updates = Updates(comm.rank)
     for turn in range(5):
         exchange.pull()
-        held = exchange.versions.copy()
+        used = exchange.versions.copy()
         comm.Barrier()
         for _ in range(comm.rank):
             exchange.push(updates[int(exchange.versions[comm.rank])])
         comm.Barrier()
         if comm.rank == 0:
-            assert held.tolist() == [turn, turn, 2 * turn, 3 * turn]
+            assert used.tolist() == [turn, turn, 2 * turn, 3 * turn]
             exchange.push(updates[turn])
-            assert exchange.missed(held) == 1 + 2 + 3
+            assert exchange.missed(used) == 1 + 2 + 3
         comm.Barrier()
     exchange.settle()
     exchange.free()
 
 
 @pytest.mark.parallel([2, 8])
-def test_fewer_parameters_than_ranks(comm):
-    exchange = ReadExchange(comm, np.zeros(1, np.float32))
+def test_there_may_be_fewer_parameters_than_ranks(comm):
+    exchange = make_read(comm, x0=np.zeros(1, np.float32))
     exchange.pull()
     exchange.push(lambda lo, hi, out: out.fill(2.0**comm.rank))
     exchange.settle()
@@ -393,9 +398,9 @@ def test_fewer_parameters_than_ranks(comm):
 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("yields", [False, True])
-def test_allreduce_takes_the_mean_of_all_updates_in_step(comm, yields, monkeypatch):
+def test_allreduce_adds_the_mean_of_the_updates_of_all_ranks_at_each_step(comm, yields, monkeypatch):
     monkeypatch.setattr("hpc_dasgd.runtime.collective.is_oversubscribed", lambda comm: yields)
-    exchange = AllreduceExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
+    exchange = AllreduceExchange(ExchangeSetup(comm, np.arange(N_PARAMS, dtype=np.float32)))
     updates = Updates(comm.rank)
     for done in range(1, 40):
         step(exchange, updates)
@@ -408,7 +413,7 @@ def test_allreduce_takes_the_mean_of_all_updates_in_step(comm, yields, monkeypat
 
 @pytest.mark.parallel(SIZES)
 def test_allreduce_ranks_stop_after_the_same_step(comm):
-    exchange = AllreduceExchange(comm, np.zeros(N_PARAMS, np.float32))
+    exchange = AllreduceExchange(ExchangeSetup(comm, np.zeros(N_PARAMS, np.float32)))
     updates = Updates(comm.rank)
     while not exchange.stopping:
         if comm.rank == 0 and exchange.versions[0] == 7:
@@ -418,8 +423,8 @@ def test_allreduce_ranks_stop_after_the_same_step(comm):
 
 
 @pytest.mark.parallel([1, 4])
-def test_without_exchange_each_rank_is_alone(comm):
-    exchange = NoExchange(comm, np.arange(N_PARAMS, dtype=np.float32))
+def test_with_exchange_none_each_rank_trains_alone(comm):
+    exchange = NoExchange(ExchangeSetup(comm, np.arange(N_PARAMS, dtype=np.float32)))
     updates = Updates(comm.rank)
     for _ in range(20):
         step(exchange, updates)

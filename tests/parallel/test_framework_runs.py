@@ -1,4 +1,4 @@
-"""Runs of models of PyTorch and JAX, from settings alone and from Python."""
+"""Runs with models of PyTorch and JAX, started with settings only or from Python."""
 
 import sys
 
@@ -8,7 +8,7 @@ import pytest
 
 import hpc_dasgd
 from hpc_dasgd.analysis import replay
-from hpc_dasgd.analysis.run import export_parameters
+from hpc_dasgd.analysis.export import export_parameters
 
 USERS_MODULE = """
 import hpc_dasgd
@@ -53,7 +53,7 @@ gradients = 1200
 
 @pytest.fixture
 def start(comm, tmp_path, monkeypatch):
-    """Train from settings alone, with a user's module in the current directory."""
+    """Return a function that trains with settings only, given a module of a user in the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
 
@@ -67,13 +67,13 @@ def start(comm, tmp_path, monkeypatch):
     sys.modules.pop("users_nets", None)
 
 
-def same_everywhere(comm, values):
+def equal_on_all_ranks(comm, values):
     return len({bytes(each) for each in comm.allgather(np.ascontiguousarray(values).tobytes())}) == 1
 
 
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_torch_module_from_settings_learns_and_is_replayed(comm, start, tmp_path, dtype):
+def test_a_torch_module_named_in_the_settings_learns_and_is_replayed(comm, start, tmp_path, dtype):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     result = start("users_nets:torch_net", "dropout = 0.2", [f"device.dtype={dtype}"])
     assert result.accuracy > 0.85
@@ -90,7 +90,7 @@ def test_a_torch_module_from_settings_learns_and_is_replayed(comm, start, tmp_pa
 
 
 @pytest.mark.parallel([2])
-def test_a_jax_function_from_settings_learns_and_is_replayed(comm, start):
+def test_a_jax_function_named_in_the_settings_learns_and_is_replayed(comm, start):
     pytest.importorskip("jax", reason="JAX is not installed")
     result = start("users_nets:jax_net", "hidden = 20")
     assert result.accuracy > 0.85
@@ -106,7 +106,7 @@ def test_a_jax_function_from_settings_learns_and_is_replayed(comm, start):
 
 
 @pytest.mark.parallel([2])
-def test_running_statistics_go_on_when_a_run_does(comm, tmp_path):
+def test_a_resumed_run_continues_with_its_running_statistics(comm, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     config = {"data": {"path": "digits"}, "objective": {"kind": "softmax"}, "budget": {"gradients": 400}}
 
@@ -120,7 +120,7 @@ def test_running_statistics_go_on_when_a_run_does(comm, tmp_path):
     first, result = train()
     folder = comm.bcast(str(result.run), root=0)
     before = hpc_dasgd.open_run(folder).running_statistics["1.running_mean"]
-    again, resumed = train(resume=True)  # its budget is spent: there is nothing to learn them from
+    again, resumed = train(resume=True)  # its budget is spent, so hardly any gradients change the statistics
     assert resumed.gradients <= result.gradients + 2 * comm.size
     change = np.abs(again[1].running_mean.numpy() - before).max()
     assert np.array_equal(first[1].running_mean.numpy(), before)
@@ -131,20 +131,20 @@ def test_running_statistics_go_on_when_a_run_does(comm, tmp_path):
 
 @pytest.mark.parallel([3])
 @pytest.mark.parametrize("exchange", [{}, {"survive": True}, {"kind": "allreduce"}, {"kind": "none"}])
-def test_a_torch_module_holds_the_result(comm, tmp_path, exchange):
+def test_a_torch_module_has_the_final_parameters(comm, tmp_path, exchange):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     layers = [torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10)]
     module = torch.nn.Sequential(*layers)
     config = {"data": {"path": "digits"}, "exchange": exchange, "budget": {"gradients": 60}}
     objective = hpc_dasgd.objectives.from_torch(module, torch.nn.functional.cross_entropy)
     result = hpc_dasgd.train(config, objective=objective, comm=comm, run=tmp_path / "run", progress=False)
-    held = np.concatenate([parameter.detach().numpy().ravel() for parameter in module.parameters()])
-    assert held.tobytes() == result.parameters.tobytes()
+    parameters = np.concatenate([parameter.detach().numpy().ravel() for parameter in module.parameters()])
+    assert parameters.tobytes() == result.parameters.tobytes()
     assert module[1].weight.data_ptr() == result.parameters.ctypes.data
-    together = exchange.get("kind") != "none"
+    combined = exchange.get("kind") != "none"
     mean = module[2].running_mean.numpy()
-    assert same_everywhere(comm, held) == together
-    assert same_everywhere(comm, mean) == together
+    assert equal_on_all_ranks(comm, parameters) == combined
+    assert equal_on_all_ranks(comm, mean) == combined
     if comm.rank == 0:
         with h5py.File(result.run / "run.h5") as file:
             assert np.array_equal(file["running_statistics"][:10], mean)

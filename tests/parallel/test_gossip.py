@@ -1,4 +1,4 @@
-"""Exchange `gossip`: replicas are mixed, nobody waits, and push-sum neither loses nor makes anything."""
+"""Exchange `gossip`: replicas are mixed, no rank waits, and push-sum neither loses nor creates mass."""
 
 import math
 import os
@@ -8,30 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpc_dasgd.config.settings import ExchangeConfig
 from hpc_dasgd.exchange.gossip import mixing, running_sums
-from hpc_dasgd.exchange.gossip.average import AverageExchange
-from hpc_dasgd.exchange.gossip.push_sum import PushSumExchange
-from hpc_dasgd.exchange.reader import DROPS_TO_STARVE
+from hpc_dasgd.exchange.gossip.choice import MIXINGS
+from hpc_dasgd.exchange.interface import ExchangeSetup
+from hpc_dasgd.exchange.reader import DROPS_UNTIL_NOTICE
 from hpc_dasgd.overlay import topology
 from hpc_dasgd.window.memory import Transfer
-from hpc_dasgd.window.publication import N_WORDS, Word
+from hpc_dasgd.window.publication import HEADER_LENGTH, HeaderField
 
 SIZES = [1, 2, 4]
 N_PARAMS = 150
-KINDS = {"average": AverageExchange, "push-sum": PushSumExchange}
-both_kinds = pytest.mark.parametrize("kind", KINDS)
+both_kinds = pytest.mark.parametrize("kind", MIXINGS)
 all_graphs = pytest.mark.parametrize("graph", ["ring", "torus", "exponential", "random-regular", "complete"])
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks for `N_PARAMS` parameters, the last of them shorter."""
+    """Divide `N_PARAMS` parameters into several blocks, of which the last one is shorter."""
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
 
 
-def make(comm, kind, graph, dtype=np.float64, **options):
-    neighbours = topology.graph_neighbours(graph, comm.rank, comm.size, degree=2, seed=1)
-    return KINDS[kind](comm, np.arange(N_PARAMS, dtype=dtype), neighbours=neighbours, **options)
+def make(comm, kind, graph, dtype=np.float64, every=1, request_reads=None):
+    settings = ExchangeConfig(kind="gossip", mixing=kind, topology=graph, degree=2, every=every)
+    setup = ExchangeSetup(comm, np.arange(N_PARAMS, dtype=dtype), settings, seed=1)
+    return MIXINGS[kind](setup, request_reads=request_reads)
 
 
 def noise_of(rank):
@@ -39,19 +40,19 @@ def noise_of(rank):
 
 
 def push(exchange, values):
-    """Make an update of `values`, then take in what came."""
+    """Make an update of `values`, then mix in what has arrived."""
     values = np.broadcast_to(values, N_PARAMS)
     exchange.push(lambda lo, hi, out: np.copyto(out, values[lo:hi], casting="same_kind"))
     exchange.pull()
 
 
 def start_apart(exchange):
-    """Move each replica by another noise, before anything is mixed; returns where all start."""
+    """Move each replica by a different noise before anything is mixed, and return the replicas of all ranks."""
     noise, dtype = noise_of(exchange.comm.rank), exchange.parameters.dtype
 
     def update(lo, hi, out):
         if lo == 0:
-            exchange.comm.Barrier()  # by now all have read, and nobody has published
+            exchange.comm.Barrier()  # all ranks have read, and none has published
         out[:] = noise[lo:hi]
 
     exchange.push(update)
@@ -65,8 +66,8 @@ def finish(transfer):
         pass
 
 
-def apart(replicas):
-    """Root mean square distance from the mean."""
+def spread(replicas):
+    """Return the root mean square distance of replicas from their mean."""
     replicas = np.array(replicas, np.float64)
     return math.sqrt(((replicas - replicas.mean(axis=0)) ** 2).sum() / len(replicas))
 
@@ -86,7 +87,7 @@ def test_after_settle_all_replicas_are_the_same(comm, kind, graph, every, reques
     assert len(set(comm.allgather(exchange.parameters.tobytes()))) == 1
     difference = np.subtract(replicas, exchange.parameters, dtype=np.float64)
     assert settled.drift == pytest.approx(np.abs(difference).max(), rel=1e-6, abs=1e-12)
-    assert settled.consensus_distance == pytest.approx(apart(replicas), rel=1e-9, abs=1e-9)
+    assert settled.consensus_distance == pytest.approx(spread(replicas), rel=1e-9, abs=1e-9)
     if kind == "average":
         mean = np.mean(replicas, axis=0, dtype=np.float64)
         np.testing.assert_allclose(exchange.parameters, mean, rtol=1e-6, atol=1e-6)
@@ -99,12 +100,12 @@ def test_after_settle_all_replicas_are_the_same(comm, kind, graph, every, reques
 def test_replicas_that_started_apart_converge(comm, kind, graph):
     exchange = make(comm, kind, graph)
     starts = start_apart(exchange)
-    start = apart(starts)
+    start = spread(starts)
     for _ in range(1000):
         for _ in range(20):
             push(exchange, 0.0)
             os.sched_yield()
-        end = apart(comm.allgather(exchange.parameters))
+        end = spread(comm.allgather(exchange.parameters))
         if end <= 1e-6 * start:
             break
     assert end <= 1e-6 * start
@@ -121,7 +122,7 @@ def test_replicas_that_started_apart_converge(comm, kind, graph):
 @both_kinds
 @pytest.mark.parametrize("graph", ["ring", "exponential"])
 def test_equal_replicas_move_by_the_update_all_make(comm, kind, graph):
-    """In step: all read, then all publish. Without a third rank nothing is on its way in between."""
+    """All ranks read, then all publish. With up to two ranks no mass is in transit in between."""
     exchange = make(comm, kind, graph)
     for step in range(1, 11):
 
@@ -145,7 +146,7 @@ def test_equal_replicas_move_by_the_update_all_make(comm, kind, graph):
 @all_graphs
 @pytest.mark.parametrize("every", [1, 3])
 def test_an_update_weighs_in_the_mean_what_its_rank_weighed(comm, graph, every):
-    """After any run ``sum z = n x_0 + sum of w u``, with nothing lost, nothing twice; and weights sum to n."""
+    """After any run ``sum z = n x_0 + sum of w u``: no update is lost or counted twice, and weights sum to n."""
     exchange = make(comm, "push-sum", graph, every=every)
     values, weight_sum = noise_of(comm.rank), 0.0
     for step in range(60 + 30 * comm.rank):
@@ -172,7 +173,7 @@ def test_an_update_weighs_in_the_mean_what_its_rank_weighed(comm, graph, every):
 
 @pytest.mark.parallel([2, 4])
 def test_no_mass_is_lost_with_float32_parameters(comm):
-    """How many gifts that takes depends on how ranks are scheduled; the arithmetic has a test of 50,000."""
+    """The number of gifts depends on the scheduling of ranks; a test of the arithmetic makes 50,000 gifts."""
     exchange = make(comm, "push-sum", "exponential", np.float32)
     starts = start_apart(exchange)
     for _ in range(10_000):
@@ -188,7 +189,7 @@ def test_no_mass_is_lost_with_float32_parameters(comm):
 @pytest.mark.parallel([4])
 @both_kinds
 @pytest.mark.parametrize("graph", ["ring", "exponential"])
-def test_many_steps_with_random_delays(comm, kind, graph):
+def test_replicas_stay_close_in_many_steps_with_random_delays(comm, kind, graph):
     exchange = make(comm, kind, graph, np.float32)
     n_steps, rng = 5_000, np.random.default_rng(comm.rank)
     for delay_s in np.where(rng.random(n_steps) < 0.002, rng.exponential(2e-3, n_steps), 0.0):
@@ -206,7 +207,7 @@ def test_many_steps_with_random_delays(comm, kind, graph):
 @both_kinds
 @all_graphs
 @pytest.mark.parametrize("every", [1, 3])
-def test_one_rank_stops_all(comm, kind, graph, every):
+def test_a_request_of_one_rank_stops_all_ranks(comm, kind, graph, every):
     exchange = make(comm, kind, graph, every=every)
     while not exchange.stopping:
         push(exchange, 1.0)
@@ -219,8 +220,8 @@ def test_one_rank_stops_all(comm, kind, graph, every):
 
 @pytest.mark.parallel([2, 4])
 @both_kinds
-def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, kind, tmp_path):
-    """Rank 0 makes no call to MPI until the others have made a hundred steps for its one."""
+def test_no_rank_waits_for_a_rank_with_a_long_gradient(comm, kind, tmp_path):
+    """Rank 0 makes one step, and no call to MPI until each of the others has made a hundred steps."""
     folder = Path(comm.bcast(str(tmp_path), root=0))
     exchange = make(comm, kind, "ring")
     comm.Barrier()
@@ -239,18 +240,18 @@ def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, kind, tmp_path):
 
 @pytest.mark.parallel([2, 4, 8])
 @all_graphs
-def test_a_rank_that_gets_nothing_back_keeps_some_weight(comm, graph):
+def test_a_rank_that_receives_nothing_keeps_some_weight(comm, graph):
     exchange = make(comm, "push-sum", graph)
     if comm.rank == 0:
         for _ in range(1000):
             push(exchange, 0.0)
-        assert running_sums.LEAST_WEIGHT / comm.size <= exchange.weight < running_sums.LEAST_WEIGHT
+        assert running_sums.MIN_WEIGHT / comm.size <= exchange.weight < running_sums.MIN_WEIGHT
         np.testing.assert_allclose(exchange.parameters, np.arange(N_PARAMS), rtol=1e-13)
     comm.Barrier()
     for _ in range(20 * comm.size):
         push(exchange, 0.0)
         comm.Barrier()
-    assert exchange.weight > running_sums.LEAST_WEIGHT / comm.size
+    assert exchange.weight > running_sums.MIN_WEIGHT / comm.size
     exchange.settle()
     np.testing.assert_allclose(exchange.parameters, np.arange(N_PARAMS), rtol=1e-12)
     assert comm.allreduce(exchange.weight) == pytest.approx(comm.size, abs=1e-12)
@@ -258,25 +259,25 @@ def test_a_rank_that_gets_nothing_back_keeps_some_weight(comm, graph):
 
 
 @pytest.mark.parallel([4])
-def test_an_owner_hears_the_complaints_of_a_rank_it_does_not_read(comm, monkeypatch):
-    """Rank 1 reads rank 0, but rank 0 reads 2 and 3 alone. During each of its reads rank 0 publishes three times."""
+def test_slow_reader_notices_reach_an_owner_that_does_not_read_the_sender(comm, monkeypatch):
+    """Rank 1 reads rank 0, which reads only ranks 2 and 3, and publishes three times during each read of rank 1."""
     exchange = make(comm, "average", "exponential")
     if comm.rank == 0:
         assert 1 not in topology.exponential(0, 4).sources
         push(exchange, 1.0)
         comm.send(None, dest=1)
-        for _ in range(DROPS_TO_STARVE):
+        for _ in range(DROPS_UNTIL_NOTICE):
             comm.recv(source=1)
             for _ in range(3):
                 push(exchange, 1.0)
             comm.send(None, dest=1)
         comm.recv(source=1)
-        assert exchange._pacer.interval == 1
+        assert exchange._throttle.interval == 1
         n_steps = 0
-        while exchange._pacer.interval == 1 and n_steps < 100 * mixing.LISTEN_EVERY:
+        while exchange._throttle.interval == 1 and n_steps < 100 * mixing.HEADER_INTERVAL:
             push(exchange, 1.0)
             n_steps += 1
-        assert exchange._pacer.interval == 2
+        assert exchange._throttle.interval == 2
     elif comm.rank == 1:
         read_slot = exchange._window.read_slot
 
@@ -289,7 +290,7 @@ def test_an_owner_hears_the_complaints_of_a_rank_it_does_not_read(comm, monkeypa
 
         comm.recv(source=0)
         monkeypatch.setattr(exchange._window, "read_slot", interrupted)
-        while exchange._reader.dropped_reads < DROPS_TO_STARVE:
+        while exchange._reader.dropped_reads < DROPS_UNTIL_NOTICE:
             push(exchange, 1.0)
         assert exchange.versions[0] == 0
         monkeypatch.undo()
@@ -300,30 +301,30 @@ def test_an_owner_hears_the_complaints_of_a_rank_it_does_not_read(comm, monkeypa
 
 
 def header_word(exchange, rank, word):
-    header = np.zeros(N_WORDS, np.int64)
+    header = np.zeros(HEADER_LENGTH, np.int64)
     finish(exchange._window.read_header(rank, 0, header))
     return header[word]
 
 
 def push_in_step(exchange, values, n_steps):
-    """As many steps as a gift takes, at the end of which the replica is what the last publication tells."""
+    """Make as many steps as a gift needs; after them the replica is the one in the last publication."""
     for _ in range(n_steps):
         exchange.push(lambda lo, hi, out: np.copyto(out, values[lo:hi]))
 
 
 @pytest.mark.parallel([4])
 @both_kinds
-def test_distance_of_the_replicas_that_are_published(comm, kind):
+def test_consensus_distance_is_that_of_published_replicas(comm, kind):
     exchange = make(comm, kind, "ring")
     if comm.rank == 0:
         assert math.isnan(exchange.consensus_distance())
-    for n_publishing in (3, 4):  # a rank that has not published yet is left out
+    for n_publishing in (3, 4):  # ranks that have not published yet are left out
         comm.Barrier()
         if comm.rank < n_publishing and exchange.made == 0:
             push_in_step(exchange, noise_of(comm.rank), n_steps=2)
         replicas = comm.gather(exchange.parameters, root=0)
         if comm.rank == 0:
-            assert exchange.consensus_distance() == pytest.approx(apart(replicas[:n_publishing]), rel=1e-12)
+            assert exchange.consensus_distance() == pytest.approx(spread(replicas[:n_publishing]), rel=1e-12)
             np.testing.assert_array_equal(exchange.parameters, replicas[0])
             assert exchange.made == 2
         comm.Barrier()
@@ -333,7 +334,7 @@ def test_distance_of_the_replicas_that_are_published(comm, kind):
 
 @pytest.mark.parallel([4])
 @both_kinds
-def test_a_rank_that_publishes_while_it_is_looked_at_is_left_out_without_complaint(comm, kind, monkeypatch):
+def test_a_rank_that_publishes_during_a_measurement_is_left_out_without_a_slow_reader_notice(comm, kind, monkeypatch):
     exchange = make(comm, kind, "complete")
     push_in_step(exchange, noise_of(comm.rank), n_steps=3)
     replicas = comm.gather(exchange.parameters, root=0)
@@ -351,13 +352,13 @@ def test_a_rank_that_publishes_while_it_is_looked_at_is_left_out_without_complai
 
         monkeypatch.setattr(exchange._window, "read_slot", interrupted)
         others = [replicas[0], *replicas[2:]]
-        assert exchange.consensus_distance() == pytest.approx(apart(others), rel=1e-12)
+        assert exchange.consensus_distance() == pytest.approx(spread(others), rel=1e-12)
         comm.send(False, dest=1)
-        assert header_word(exchange, 0, Word.COMPLAINT) == 0
+        assert header_word(exchange, 0, HeaderField.DROPPED_READS) == 0
         monkeypatch.undo()
     elif comm.rank == 1:
         while comm.recv(source=0):
-            for _ in range(3):  # as publications go, not as weights
+            for _ in range(3):  # publications without gifts
                 exchange._channel.begin()
                 exchange._channel.publish()
             comm.send(None, dest=0)
@@ -368,12 +369,12 @@ def test_a_rank_that_publishes_while_it_is_looked_at_is_left_out_without_complai
 
 @pytest.mark.parallel([2])
 @both_kinds
-def test_measuring_gives_up_what_does_not_arrive(comm, kind, monkeypatch):
+def test_a_measurement_gives_up_reads_that_do_not_arrive(comm, kind, monkeypatch):
     exchange = make(comm, kind, "ring")
     push_in_step(exchange, noise_of(comm.rank), n_steps=1)
     comm.Barrier()
     if comm.rank == 0:
-        monkeypatch.setattr(mixing, "LOOK_S", 0.01)
+        monkeypatch.setattr(mixing, "MEASUREMENT_S", 0.01)
         reads, arrived = [], []
 
         class Late:
@@ -387,7 +388,7 @@ def test_measuring_gives_up_what_does_not_arrive(comm, kind, monkeypatch):
         monkeypatch.setattr(exchange._window, "read_header", late)
         assert math.isnan(exchange.consensus_distance())
         assert math.isnan(exchange.consensus_distance())
-        assert len(reads) == 1  # its memory is not used again before it is through
+        assert len(reads) == 1  # its memory is not used again before it is complete
         arrived.append(True)
         monkeypatch.undo()
         assert exchange.consensus_distance() > 0
@@ -398,20 +399,20 @@ def test_measuring_gives_up_what_does_not_arrive(comm, kind, monkeypatch):
 
 @pytest.mark.parallel([2])
 @both_kinds
-def test_what_a_gradient_missed_is_known_behind_it(comm, kind):
-    """While rank 0 computes its gradient, rank 1 makes three updates."""
+def test_staleness_of_a_gradient_is_known_after_its_push(comm, kind):
+    """Rank 1 makes three updates while rank 0 computes its gradient."""
     exchange = make(comm, kind, "ring", request_reads=False)
     for turn in range(5):
         exchange.pull()
-        held = exchange.versions.copy()
+        used = exchange.versions.copy()
         comm.Barrier()
         for _ in range(3 * comm.rank):
             push(exchange, 1.0)
         comm.Barrier()
         if comm.rank == 0:
-            assert held.tolist() == [turn, 3 * turn]
+            assert used.tolist() == [turn, 3 * turn]
             push(exchange, 1.0)
-            assert exchange.missed(held) == 3
+            assert exchange.missed(used) == 3
             assert exchange.versions.tolist() == [turn + 1, 3 * turn + 3]
         comm.Barrier()
     exchange.settle()

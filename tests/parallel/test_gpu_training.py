@@ -1,4 +1,4 @@
-"""Exchanges and runs on a GPU, several ranks on one where there are no more."""
+"""Exchanges and runs on a GPU; several ranks share one if there are fewer GPUs than ranks."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,9 @@ import pytest
 import hpc_dasgd
 from hpc_dasgd.analysis import replay
 from hpc_dasgd.arrays import devices
-from hpc_dasgd.exchange.read.exchange import ReadExchange
 from tests.parallel.integer_updates import N_PARAMS, Updates
 from tests.parallel.test_device_training import EXCHANGES, settings
-from tests.parallel.test_exchange import OVERLAYS, held_by, make_read
+from tests.parallel.test_exchange import held_by, make_read
 
 pytestmark = pytest.mark.gpu
 
@@ -22,19 +21,19 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, every):
     exchange = make_read(comm, overlay, every=every, device=device)
     updates = Updates(comm.rank)
 
-    def placed(update):
-        def place(lo, hi, out):
-            here = np.empty(hi - lo, "f4")
-            update(lo, hi, here)
-            out[...] = device.to_device(here)
+    def on_device(update):
+        def store(lo, hi, out):
+            values = np.empty(hi - lo, "f4")
+            update(lo, hi, values)
+            out[...] = device.to_device(values)
 
-        return place
+        return store
 
     for _ in range(200):
         exchange.pull()
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
         device.poll_until_done(exchange.read_on)
-        exchange.push(placed(updates[exchange.made]))
+        exchange.push(on_device(updates[exchange.made]))
         np.testing.assert_array_equal(device.to_host(exchange.parameters), held_by(exchange.versions))
     settled = exchange.settle()
     assert exchange.versions.tolist() == [200] * comm.size and settled.drift == 0.0
@@ -45,11 +44,10 @@ def test_every_update_is_held_once_at_any_time(comm, overlay, every):
 
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("overlay", ["complete", "tree"])
-def test_so_it_is_while_the_gpu_is_busy(comm, overlay):
-    """Much is being computed whenever anything is read or published, so that all depends on the order of streams."""
+def test_every_update_is_held_once_while_the_gpu_is_busy(comm, overlay):
+    """The GPU computes during every read and publication, so that the result depends on the order of its streams."""
     device, n = devices.choose("gpu", local_rank=comm.rank), 1 << 20
-    tree = OVERLAYS[overlay](comm.size)
-    exchange = ReadExchange(comm, np.full(n, 7.0, "f4"), tree=tree, device=device)
+    exchange = make_read(comm, overlay, np.full(n, 7.0, "f4"), device=device)
     busy = device.xp.ones((2048, 2048), "f4")
     for _ in range(30):
         exchange.pull()
@@ -65,7 +63,7 @@ def test_so_it_is_while_the_gpu_is_busy(comm, overlay):
 
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
-def test_it_trains(comm, tmp_path, exchange):
+def test_every_exchange_trains_on_a_gpu(comm, tmp_path, exchange):
     config = settings(exchange=exchange, device={"kind": "gpu"})
     result = hpc_dasgd.train(config, comm=comm, run=tmp_path / "run", progress=False)
     assert result.accuracy > 0.8 and isinstance(result.parameters, np.ndarray)
@@ -83,7 +81,7 @@ def test_a_run_is_replayed_bit_for_bit_on_the_same_gpu(comm, tmp_path, optimizer
 
 
 @pytest.mark.parallel([2])
-def test_a_convolutional_network_trains_and_goes_on(comm, tmp_path):
+def test_a_convolutional_network_trains_and_is_resumed(comm, tmp_path):
     config = settings(
         device={"kind": "gpu"},
         objective={"kind": "cnn", "channels": [8], "kernel": 3, "hidden": [32]},
@@ -96,7 +94,7 @@ def test_a_convolutional_network_trains_and_goes_on(comm, tmp_path):
 
 
 @pytest.mark.parallel([2])
-def test_one_rank_may_have_none(comm, tmp_path, monkeypatch):
+def test_ranks_with_and_without_a_gpu_train_together(comm, tmp_path, monkeypatch):
     choose = devices.choose
     monkeypatch.setattr(devices, "choose", lambda kind, local_rank, tf32: choose("gpu" if comm.rank else "cpu"))
     result = hpc_dasgd.train(settings(), comm=comm, run=tmp_path / "run", progress=False)

@@ -1,7 +1,7 @@
-"""Exchanges that push: what ranks add to each other's models, or to the server's, arrives exactly once.
+"""Exchanges that push: every update that is added to models of other ranks or of the server arrives exactly once.
 
-Updates are small integers, none below 0: float32 sums are exact whatever their order, a rank's sum only grows, and a
-replica can be held against what its version vector says that it holds at the least.
+Updates are small non-negative integers: float32 sums are exact in any order, the sum of a rank only grows, and a
+replica can be compared with the least that its version vector permits.
 """
 
 import time
@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpc_dasgd.config.settings import ExchangeConfig
+from hpc_dasgd.exchange.interface import ExchangeSetup
 from hpc_dasgd.exchange.push.accumulate import AccumulateExchange
 from hpc_dasgd.exchange.push.server import ServerExchange
 from tests.parallel.integer_updates import N_PARAMS
 from tests.parallel.integer_updates import Updates as IntegerUpdates
 
 SIZES = [1, 2, 4]
-# Which rank serves, and whether it computes; None for no server.
+# The rank of the server and whether it computes gradients; None if there is no server.
 KINDS = {
     "accumulate": None,
     "server-first": (0, True),
@@ -28,19 +30,19 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Three blocks for `N_PARAMS` float32 parameters, the last of them shorter."""
+    """Divide `N_PARAMS` float32 parameters into three blocks, of which the last one is shorter."""
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 64 * 4)
 
 
 class Updates(IntegerUpdates):
-    """None is negative, so that what a replica holds only grows."""
+    """Non-negative updates, so that the sum in a replica only grows."""
 
     def __init__(self, rank):
         super().__init__(rank, 0, 3)
 
 
 class Reference:
-    """What replicas must be."""
+    """The replicas that belong to version vectors."""
 
     def __init__(self, n_ranks):
         self._updates = [Updates(rank) for rank in range(n_ranks)]
@@ -51,7 +53,7 @@ class Reference:
 
 
 class Late:
-    """A transfer that begins only when it was polled often enough, with what its buffers hold by then."""
+    """A transfer that starts only after several polls, with the content that its buffers have at that time."""
 
     def __init__(self, begin, may_begin, buffers):
         self._begin, self._may_begin, self.buffers = begin, may_begin, buffers
@@ -69,10 +71,10 @@ class Late:
 
 
 class Network:
-    """Stands between an exchange and its window: makes others' memory far away, and watches calls.
+    """Delays the calls of an exchange to windows of other ranks, and checks their buffers.
 
-    ``lateness()`` is called for each call to another rank and returns a function that says, at each poll, whether
-    the call may begin.
+    ``lateness()`` is called for each call to another rank. It returns a function that tells at each poll whether the
+    call may start.
     """
 
     def __init__(self, exchange, monkeypatch, lateness=lambda: lambda: True):
@@ -106,7 +108,7 @@ class Network:
 
 
 def random_lateness(rng):
-    """Calls begin at once or at a poll up to the eighth."""
+    """Let calls start at once or at one of the first eight polls."""
 
     def lateness():
         polls = iter(range(int(rng.integers(0, 8)) * int(rng.integers(0, 2))))
@@ -118,21 +120,22 @@ def random_lateness(rng):
 def make(comm, kind, every=1, x0=None):
     x0 = np.arange(N_PARAMS, dtype=np.float32) if x0 is None else x0
     if KINDS[kind] is None:
-        return AccumulateExchange(comm, x0, every)
+        return AccumulateExchange(ExchangeSetup(comm, x0, ExchangeConfig(kind="accumulate", every=every)))
     server, computes = KINDS[kind]
     if comm.size == 1 and not computes:
-        pytest.skip("nobody would compute")
-    return ServerExchange(comm, x0, server % comm.size, computes, every)
+        pytest.skip("no rank would compute gradients")
+    settings = ExchangeConfig(kind="server", server_rank=server % comm.size, server_computes=computes, every=every)
+    return ServerExchange(ExchangeSetup(comm, x0, settings))
 
 
-def take_step(exchange, updates):
+def make_step(exchange, updates):
     exchange.pull()
     if exchange.computes:
         exchange.push(updates[exchange.made])
 
 
 def check(exchange, reference):
-    """A replica is not behind its version vector; one that ranks push to holds the own updates."""
+    """Check that a replica holds at least its version vector, and with `accumulate` all own updates."""
     assert np.all(exchange.parameters >= reference.held_by(exchange.versions))
     if isinstance(exchange, AccumulateExchange):
         assert exchange.versions[exchange.comm.rank] == exchange.made
@@ -148,7 +151,7 @@ def check_settled(exchange, settled, reference, counts):
 
 
 def counts_of(exchange, made):
-    """`made(rank)` of each rank that computes."""
+    """Return ``made(rank)`` for each rank, 0 for ranks that do not compute."""
     computes = exchange.comm.allgather(exchange.computes)
     return [made(rank) * computes[rank] for rank in range(exchange.comm.size)]
 
@@ -160,7 +163,7 @@ def test_after_settle_all_replicas_hold_every_update_once(comm, kind, every):
     exchange, updates, reference = make(comm, kind, every), Updates(comm.rank), Reference(comm.size)
     replica = exchange.parameters
     for _ in range(200 + 50 * comm.rank + 1):
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         exchange.pull()
         check(exchange, reference)
     settled = exchange.settle()
@@ -172,11 +175,11 @@ def test_after_settle_all_replicas_hold_every_update_once(comm, kind, every):
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 3])
-def test_calls_that_take_their_time_are_one_at_a_time_and_lose_nothing(comm, kind, every, monkeypatch):
+def test_slow_calls_are_made_one_at_a_time_and_lose_no_update(comm, kind, every, monkeypatch):
     exchange, updates, reference = make(comm, kind, every), Updates(comm.rank), Reference(comm.size)
     network = Network(exchange, monkeypatch, random_lateness(np.random.default_rng(comm.rank)))
     for _ in range(200 + 50 * comm.rank + 1):
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         exchange.pull()
         check(exchange, reference)
     settled = exchange.settle()
@@ -189,13 +192,13 @@ def test_calls_that_take_their_time_are_one_at_a_time_and_lose_nothing(comm, kin
 
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("every", [1, 3])
-def test_while_calls_are_under_way_updates_are_added_up(comm, every, monkeypatch):
-    """Nothing gets through to other ranks until all have made 99 steps: two sums are enough to keep what they get."""
+def test_updates_are_summed_while_calls_are_under_way(comm, every, monkeypatch):
+    """No call to another rank starts until all ranks have made 99 steps; two sums then hold all updates."""
     exchange, updates, reference = make(comm, "accumulate", every), Updates(comm.rank), Reference(comm.size)
     opened = False
     network = Network(exchange, monkeypatch, lambda: lambda: opened)
     for version in range(1, 100):
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         exchange.pull()
         assert exchange.versions.tolist() == [version * (rank == comm.rank) for rank in range(comm.size)]
         np.testing.assert_array_equal(exchange.parameters, np.arange(N_PARAMS) + updates.sum_to(version))
@@ -204,7 +207,7 @@ def test_while_calls_are_under_way_updates_are_added_up(comm, every, monkeypatch
     comm.Barrier()
     opened = True
     check_settled(exchange, exchange.settle(), reference, [99] * comm.size)
-    # One sum under way, one waiting for the others and one for the own window; what came back of the others.
+    # One sum under way, one that waits for the others, one for the own window, and previous elements of the others.
     assert 3 <= len(exchange._outbox._buffers.models._spare) <= 3 + len(others)
     monkeypatch.undo()
     exchange.free()
@@ -213,13 +216,13 @@ def test_while_calls_are_under_way_updates_are_added_up(comm, every, monkeypatch
 @pytest.mark.parallel([4])
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["accumulate", "server-first"])
-def test_many_steps_with_random_delays(comm, kind):
+def test_no_update_is_lost_in_many_steps_with_random_delays(comm, kind):
     exchange, updates, reference = make(comm, kind), Updates(comm.rank), Reference(comm.size)
     rng = np.random.default_rng(100 + comm.rank)
     n_steps = 20_000
     delays_s = np.where(rng.random(n_steps) < 0.005, rng.exponential(2e-3, n_steps), 0.0)
     for delay_s in delays_s:
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         if delay_s:
             time.sleep(delay_s)
             exchange.pull()
@@ -231,7 +234,7 @@ def test_many_steps_with_random_delays(comm, kind):
 
 @pytest.mark.parallel([2, 4, 8])
 @pytest.mark.parametrize("kind", ["accumulate", "server-first"])
-def test_nothing_is_lost_where_all_add_to_the_same_elements_at_once(comm, kind, monkeypatch):
+def test_no_update_is_lost_if_all_ranks_add_to_the_same_elements(comm, kind, monkeypatch):
     monkeypatch.setattr("hpc_dasgd.exchange.interface.BLOCK_BYTES", 128 * 1024)
     exchange = make(comm, kind, x0=np.zeros(300_000, np.float32))
     for _ in range(60):
@@ -249,19 +252,19 @@ def test_nothing_is_lost_where_all_add_to_the_same_elements_at_once(comm, kind, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("busy", ["first", "last"])
-def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, kind, every, busy, tmp_path):
-    """One rank makes no call to MPI until the others have made a hundred steps for its one."""
+def test_no_rank_waits_for_a_rank_with_a_long_gradient(comm, kind, every, busy, tmp_path):
+    """One rank makes one step, and no call to MPI until each of the others has made a hundred steps."""
     folder = Path(comm.bcast(str(tmp_path), root=0))
     busy = {"first": 0, "last": comm.size - 1}[busy]
     exchange, updates, reference = make(comm, kind, every), Updates(comm.rank), Reference(comm.size)
     comm.Barrier()
-    take_step(exchange, updates)
+    make_step(exchange, updates)
     if comm.rank == busy:
         while len(list(folder.glob("done-*"))) < comm.size - 1:
             time.sleep(0.001)
     else:
         for _ in range(99):
-            take_step(exchange, updates)
+            make_step(exchange, updates)
         (folder / f"done-{comm.rank}").touch()
     settled = exchange.settle()
     check_settled(exchange, settled, reference, counts_of(exchange, lambda rank: 1 if rank == busy else 100))
@@ -271,10 +274,10 @@ def test_a_rank_that_computes_for_ever_holds_nobody_up(comm, kind, every, busy, 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 3])
-def test_one_rank_stops_all(comm, kind, every):
+def test_a_request_of_one_rank_stops_all_ranks(comm, kind, every):
     exchange, updates, reference = make(comm, kind, every), Updates(comm.rank), Reference(comm.size)
     while not exchange.stopping:
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         if comm.rank == comm.size - 1 and exchange.gradients >= 100:
             exchange.stop()
     settled = exchange.settle()
@@ -285,8 +288,8 @@ def test_one_rank_stops_all(comm, kind, every):
 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("kind", ["accumulate", "server-first", "server-last"])
-def test_the_replica_changes_in_pull_alone(comm, kind):
-    """While rank 0 computes, everybody pushes."""
+def test_the_replica_changes_only_in_pull(comm, kind):
+    """All ranks push while rank 0 computes."""
     exchange, updates, reference = make(comm, kind), Updates(comm.rank), Reference(comm.size)
     for turn in range(10):
         exchange.pull()
@@ -302,7 +305,7 @@ def test_the_replica_changes_in_pull_alone(comm, kind):
 
 
 @pytest.mark.parallel([1, 2, 4])
-def test_pushes_without_a_pull_between_them(comm):
+def test_push_may_follow_push_without_a_pull(comm):
     """With `every` = 2 the replica takes in each second update alone with its first; after a third it holds three."""
     exchange, updates, reference = make(comm, "accumulate", every=2), Updates(comm.rank), Reference(comm.size)
     for _ in range(50):
@@ -317,7 +320,7 @@ def test_pushes_without_a_pull_between_them(comm):
 
 
 @pytest.mark.parallel([2, 4])
-def test_between_exchanges_the_own_updates_alone_are_added_to_the_servers_model(comm):
+def test_between_exchanges_only_own_updates_are_added_to_the_model_of_the_server(comm):
     exchange, updates = make(comm, "server-first", every=3), Updates(comm.rank)
     for turn in range(10):
         while exchange.versions[comm.rank] < 3 * turn:
@@ -341,14 +344,14 @@ def test_between_exchanges_the_own_updates_alone_are_added_to_the_servers_model(
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("kind", ["server-first", "idle-server-last"])
 def test_updates_that_wait_for_the_server_are_in_the_replica(comm, kind, monkeypatch):
-    """Nothing gets through to the server: the first update is under way, the others wait."""
+    """No call to the server starts: the first update is under way, the others wait."""
     exchange, updates, reference = make(comm, kind), Updates(comm.rank), Reference(comm.size)
     opened = False
     network = Network(exchange, monkeypatch, lambda: lambda: opened)
     server = KINDS[kind][0] % comm.size
     if comm.rank != server:
         for version in range(1, 20):
-            take_step(exchange, updates)
+            make_step(exchange, updates)
             waiting = updates.sum_to(version) - updates.sum_to(1)
             np.testing.assert_array_equal(exchange.parameters, np.arange(N_PARAMS) + waiting)
             assert exchange.versions.tolist() == [0] * comm.size
@@ -362,8 +365,8 @@ def test_updates_that_wait_for_the_server_are_in_the_replica(comm, kind, monkeyp
 
 @pytest.mark.parallel([4])
 @pytest.mark.parametrize("kind", ["accumulate", "server-first", "server-last"])
-def test_what_a_gradient_missed_is_known_behind_it(comm, kind):
-    """While rank 0 computes its gradient, rank `r` makes `r` updates."""
+def test_staleness_of_a_gradient_is_known_after_its_push(comm, kind):
+    """Rank `r` makes `r` updates while rank 0 computes its gradient."""
     exchange, updates = make(comm, kind), Updates(comm.rank)
 
     def pull_until(counts):
@@ -371,30 +374,30 @@ def test_what_a_gradient_missed_is_known_behind_it(comm, kind):
             exchange.pull()
         all_there = comm.Ibarrier()
         while not all_there.Test():
-            exchange._outbox.send()  # what the others wait for; the replica stays
+            exchange._outbox.send()  # the others wait for these updates; the replica does not change
 
     for turn in range(5):
         pull_until([turn, turn, 2 * turn, 3 * turn])
-        held = exchange.versions.copy()
+        used = exchange.versions.copy()
         for _ in range(comm.rank):
             exchange.push(updates[exchange.made])
         if comm.rank == 0:
-            # Only what has arrived can be known.
+            # Only updates that have arrived are known.
             while exchange.versions.tolist() != [turn, turn + 1, 2 * turn + 2, 3 * turn + 3]:
                 exchange.pull()
             exchange.push(updates[turn])
-            assert exchange.missed(held) == 1 + 2 + 3
+            assert exchange.missed(used) == 1 + 2 + 3
     exchange.settle()
     exchange.free()
 
 
 @pytest.mark.parallel([1, 2])
-def test_own_updates_made_since_a_server_replica_came_are_missed_by_it(comm):
+def test_own_updates_that_a_replica_of_the_server_lacks_count_as_missed(comm):
     exchange, updates = make(comm, "server-first", every=4), Updates(comm.rank)
-    held = exchange.versions.copy()
+    used = exchange.versions.copy()
     for version in range(3):
         exchange.push(updates[version])
-        assert exchange.missed(held) == version
+        assert exchange.missed(used) == version
     exchange.settle()
     exchange.free()
 
@@ -402,7 +405,7 @@ def test_own_updates_made_since_a_server_replica_came_are_missed_by_it(comm):
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 3])
-def test_replicas_have_the_same_bits_where_sums_round(comm, kind, every):
+def test_final_replicas_have_the_same_bits_although_sums_are_rounded(comm, kind, every):
     exchange = make(comm, kind, every, x0=np.linspace(0, 1, 1001))
     rng = np.random.default_rng(comm.rank)
     for _ in range(50):
@@ -425,7 +428,7 @@ def test_replicas_have_the_same_bits_where_sums_round(comm, kind, every):
 
 @pytest.mark.parallel([2, 8])
 @pytest.mark.parametrize("kind", ["accumulate", "server-first", "server-last"])
-def test_fewer_parameters_than_ranks(comm, kind):
+def test_there_may_be_fewer_parameters_than_ranks(comm, kind):
     exchange = make(comm, kind, x0=np.zeros(1, np.float32))
     exchange.pull()
     exchange.push(lambda lo, hi, out: out.fill(2.0**comm.rank))
@@ -436,8 +439,8 @@ def test_fewer_parameters_than_ranks(comm, kind):
 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("every", [1, 3])
-def test_transfers_are_counted(comm, every):
-    """What is added, and what comes back of it: the update and its count, to each other rank."""
+def test_transferred_bytes_are_counted(comm, every):
+    """Update and counter are sent to each other rank, and the previous elements are transferred back."""
     exchange, updates = make(comm, "accumulate", every), Updates(comm.rank)
     for version in range(every):
         assert exchange.transferred_bytes == 0
@@ -449,10 +452,10 @@ def test_transfers_are_counted(comm, every):
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("kind", ["accumulate", "server-last"])
-def test_freed_twice_and_made_anew(comm, kind):
+def test_an_exchange_may_be_freed_twice_and_made_again(comm, kind):
     for _ in range(20):
         exchange, updates = make(comm, kind), Updates(comm.rank)
-        take_step(exchange, updates)
+        make_step(exchange, updates)
         exchange.settle()
         exchange.free()
         exchange.free()

@@ -1,4 +1,4 @@
-"""Runs made live and recomputed from their logs alone."""
+"""Runs that are trained and then recomputed from their logs."""
 
 import h5py
 import pytest
@@ -22,8 +22,8 @@ VARIANTS = {
 }
 
 
-class Witness:
-    """Least squares with noise; remembers every replica that it was given, by version."""
+class RecordingObjective:
+    """Least squares with noise; keeps a copy of every replica at which a gradient was computed, by rank and version."""
 
     def __init__(self):
         self.seen = {}
@@ -66,44 +66,44 @@ def test_a_run_is_recomputed_bit_for_bit(comm, train, variant):
         assert replayed.parameters.tobytes() == result.parameters.tobytes()
         assert replayed.n_gradients == result.gradients
         staleness = run.staleness().as_dict()
-        assert replayed.n_kept <= comm.size * (2 + staleness["S_max"])
+        assert replayed.max_contributions <= comm.size * (2 + staleness["S_max"])
 
 
 @pytest.mark.parallel([3])
 @pytest.mark.parametrize("topology", ["complete", "tree"])
-def test_a_moment_is_what_the_rank_saw(comm, train, topology):
-    own = Witness()
+def test_a_recomputed_state_equals_the_replica_of_the_rank(comm, train, topology):
+    own = RecordingObjective()
     result = train(options={"objective": own}, exchange={"topology": topology})
     seen = {key: value for part in comm.allgather(own.seen) for key, value in part.items()}
     if comm.rank == 0:
         run = hpc_dasgd.open_run(result.run)
         with pytest.raises(ConfigError, match="its objective was passed in Python"):
             replay.replay(run)
-        assert replay.replay(run, objective=Witness()).agrees
+        assert replay.replay(run, objective=RecordingObjective()).agrees
         for rank in range(3):
             version = int(run.counts[rank]) // 2
-            moment = replay.inspect(run, rank, version, objective=Witness())
-            assert moment.parameters.tobytes() == seen[rank, version].tobytes()
-            assert moment.versions.tolist() == run.versions[rank][version].tolist()
-            assert moment.loss == float(moment.parameters @ moment.parameters)
-        last = replay.until(run, int(run.counts.sum()), objective=Witness())
+            state = replay.state_at_gradient(run, rank, version, objective=RecordingObjective())
+            assert state.parameters.tobytes() == seen[rank, version].tobytes()
+            assert state.versions.tolist() == run.versions[rank][version].tolist()
+            assert state.loss == float(state.parameters @ state.parameters)
+        last = replay.state_after(run, int(run.counts.sum()), objective=RecordingObjective())
         assert last.parameters.tobytes() == result.parameters.tobytes()
-        first = replay.until(run, 0, objective=Witness())
+        first = replay.state_after(run, 0, objective=RecordingObjective())
         assert first.parameters.tobytes() == run.x0.tobytes()
 
 
 @pytest.mark.parallel([2])
-def test_what_is_held_does_not_grow_with_the_run(comm, train):
+def test_the_number_of_contributions_in_memory_does_not_grow_with_the_run(comm, train):
     result = train(gradients=6000, objective={"hidden": [4]})
     if comm.rank == 0:
         run = hpc_dasgd.open_run(result.run)
-        assert replay.replay(run).n_kept < 6000 / 10
+        assert replay.replay(run).max_contributions < 6000 / 10
 
 
 @pytest.mark.parallel([2])
 @pytest.mark.parametrize("change", [-1, 1])
 @pytest.mark.parametrize("source", ["other", "own"])
-def test_a_version_that_was_tampered_with_is_found(comm, train, change, source):
+def test_a_changed_version_vector_makes_the_replay_differ(comm, train, change, source):
     result = train()
     if comm.rank == 0:
         with h5py.File(result.run / "rank_00001.h5", "r+") as file:
@@ -126,12 +126,15 @@ def test_a_version_that_was_tampered_with_is_found(comm, train, change, source):
     ("sections", "reason"),
     [
         ({"exchange": {"kind": "gossip"}}, "`exchange.kind` is gossip"),
-        ({"exchange": {"consistency": "elementwise"}}, "a read may have mixed versions"),
+        (
+            {"exchange": {"consistency": "elementwise"}},
+            "`exchange.consistency` is elementwise, and a replay needs snapshot",
+        ),
         ({"log": {"versions": "every 10"}}, "version vectors are missing"),
         ({"log": {"versions": "none"}}, "version vectors are missing"),
     ],
 )
-def test_a_run_that_cannot_be_replayed_says_why(comm, train, sections, reason):
+def test_a_run_that_cannot_be_replayed_raises_with_the_reason(comm, train, sections, reason):
     result = train(gradients=100, **sections)
     if comm.rank == 0:
         with pytest.raises(ConfigError, match=reason):

@@ -39,11 +39,11 @@ def settings(gradients, optimizer=None, exchange=None, **sections):
 
 @pytest.fixture
 def train_on(comm, tmp_path):
-    """Train on the first `n_ranks` ranks; every rank gets the result's parts that all know."""
+    """Train on the first `n_ranks` ranks, and return the result on every rank."""
 
     def run(n_ranks, config, **options):
         directory = comm.bcast(tmp_path / "run", root=0)
-        with some_of(comm, n_ranks) as some:
+        with first_ranks(comm, n_ranks) as some:
             options = {"run": directory, "progress": False} | options
             result = some and hpc_dasgd.train(config, comm=some, **options)
         return comm.bcast(result, root=0)
@@ -52,7 +52,7 @@ def train_on(comm, tmp_path):
 
 
 @contextmanager
-def some_of(comm, n_ranks):
+def first_ranks(comm, n_ranks):
     """A communicator of the first ranks; None on the others."""
     some = comm.Split(0 if comm.rank < n_ranks else 1)
     yield some if comm.rank < n_ranks else None
@@ -63,7 +63,7 @@ def some_of(comm, n_ranks):
 @pytest.mark.parallel([4])
 @pytest.mark.parametrize("ranks", [(3, 3), (4, 1), (2, 4), (3, 2)], ids=str)
 @pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
-def test_a_run_goes_on_with_any_number_of_ranks(train_on, comm, exchange, ranks):
+def test_a_run_resumes_with_any_number_of_ranks(train_on, comm, exchange, ranks):
     first = train_on(ranks[0], settings(200, exchange=exchange))
     second = train_on(ranks[1], settings(400, exchange=exchange), resume=True)
     assert first.gradients >= 200
@@ -100,8 +100,8 @@ def test_a_run_goes_on_with_any_number_of_ranks(train_on, comm, exchange, ranks)
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
-def test_one_rank_that_was_interrupted_twice_computes_what_it_would_have_anyway(comm, tmp_path, kind, schedule):
-    """Sampling, optimizer state and schedule go on where they were: bit for bit."""
+def test_a_run_on_one_rank_that_was_interrupted_twice_equals_an_uninterrupted_run(comm, tmp_path, kind, schedule):
+    """Sampling, optimizer state and schedule continue, so the parameters agree bit for bit."""
     optimizer = {"kind": kind, "schedule": schedule}
     whole = hpc_dasgd.train(settings(90, optimizer), comm=comm, run=tmp_path / "whole")
     for gradients in (30, 60, 90):  # but the budget, a schedule's horizon, is that of the whole run
@@ -132,7 +132,7 @@ class Stopping:
 
 
 @pytest.mark.parallel([3])
-def test_a_signal_to_one_rank_stops_all_with_their_checkpoints(comm, tmp_path):
+def test_a_signal_to_one_rank_stops_all_ranks_after_their_checkpoints(comm, tmp_path):
     objective = Stopping(20 if comm.rank == 1 else 0, N_PARAMS)
     result = hpc_dasgd.train(settings(10**6), objective=objective, comm=comm, run=tmp_path / "run")
     assert result.signal == "SIGUSR1"
@@ -144,7 +144,7 @@ def test_a_signal_to_one_rank_stops_all_with_their_checkpoints(comm, tmp_path):
         assert run.final is None
         newest = [
             max(map(checkpoint_file.read_header, files), key=lambda h: h.t_s)
-            for files in checkpoint_file.paths(result.run).values()
+            for files in checkpoint_file.list_checkpoints(result.run).values()
         ]
         assert [header.version for header in newest] == run.counts.tolist()
         assert run.counts.sum() == result.gradients
@@ -152,22 +152,22 @@ def test_a_signal_to_one_rank_stops_all_with_their_checkpoints(comm, tmp_path):
 
 
 def newest(run, rank):
-    return max(checkpoint_file.paths(run)[rank], key=lambda path: checkpoint_file.read_header(path).t_s)
+    return max(checkpoint_file.list_checkpoints(run)[rank], key=lambda path: checkpoint_file.read_header(path).t_s)
 
 
-def flip_a_bit(path):
+def flip_one_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
 
 
-def cut_short(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
 @pytest.mark.parallel([3])
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, Path.unlink], ids=lambda damage: damage.__name__)
-def test_a_bad_file_is_named_and_the_older_one_taken(train_on, comm, capfd, damage):
+@pytest.mark.parametrize("damage", [flip_one_bit, truncate, Path.unlink], ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_named_and_the_older_one_is_used(train_on, comm, capfd, damage):
     stopped = train_on(3, settings(150)).run
     if comm.rank == 0:
         path = newest(stopped, 1)
@@ -188,15 +188,15 @@ def test_a_bad_file_is_named_and_the_older_one_taken(train_on, comm, capfd, dama
 
 
 @pytest.mark.parallel([3])
-def test_without_a_good_checkpoint_of_every_rank_nothing_is_touched(train_on, comm):
+def test_without_a_good_checkpoint_of_every_rank_no_file_is_changed(train_on, comm):
     stopped = train_on(3, settings(150)).run
     if comm.rank == 0:
-        for path in checkpoint_file.paths(stopped)[2]:
-            flip_a_bit(path)
+        for path in checkpoint_file.list_checkpoints(stopped)[2]:
+            flip_one_bit(path)
     comm.Barrier()
     before = {path: path.read_bytes() for path in sorted(stopped.rglob("*.h5"))}
     comm.Barrier()
-    with some_of(comm, 2) as some:
+    with first_ranks(comm, 2) as some:
         if some:
             with pytest.raises(hpc_dasgd.ConfigError, match=r"a good checkpoint.*rank_00002.0.h5 is damaged"):
                 hpc_dasgd.train(settings(300), comm=some, run=stopped, resume=True)
@@ -204,7 +204,7 @@ def test_without_a_good_checkpoint_of_every_rank_nothing_is_touched(train_on, co
 
 
 @pytest.mark.parallel([3])
-def test_a_file_of_another_run_is_not_taken(train_on, comm, tmp_path, capfd):
+def test_a_checkpoint_of_another_run_is_not_used(train_on, comm, tmp_path, capfd):
     stopped = train_on(3, settings(150)).run
     other = comm.bcast(tmp_path / "other", root=0)
     train_on(3, settings(150, seed=1), run=other)
@@ -212,7 +212,7 @@ def test_a_file_of_another_run_is_not_taken(train_on, comm, tmp_path, capfd):
         shutil.copyfile(newest(other, 1), newest(stopped, 1))
     train_on(3, settings(300), resume=True)
     if comm.rank == 0:
-        assert "is of another run" in capfd.readouterr().err
+        assert "belongs to another run" in capfd.readouterr().err
 
 
 @pytest.mark.parallel([2])
@@ -228,7 +228,7 @@ def test_a_file_of_another_run_is_not_taken(train_on, comm, tmp_path, capfd):
     ],
     ids=["other-size", "other-dtype", "other-log"],
 )
-def test_what_does_not_fit_the_run_is_refused(train_on, comm, changes, message):
+def test_settings_that_do_not_fit_the_run_are_refused(train_on, comm, changes, message):
     run = train_on(2, settings(50)).run
     with pytest.raises(hpc_dasgd.ConfigError, match=message):
         hpc_dasgd.train(settings(100) | changes, comm=comm, run=run, resume=True)
@@ -244,7 +244,7 @@ def test_a_run_file_whose_settings_cannot_be_read_is_named(comm, tmp_path):
 
 
 @pytest.mark.parallel([2])
-def test_a_run_is_never_overwritten_and_resume_needs_to_know_where(train_on, comm):
+def test_a_run_is_never_overwritten_and_resume_needs_a_directory(train_on, comm):
     run = train_on(2, settings(50)).run
     with pytest.raises(hpc_dasgd.ConfigError, match="holds no"):
         hpc_dasgd.train(settings(100), comm=comm, run=run)
@@ -260,8 +260,8 @@ def test_a_run_is_never_overwritten_and_resume_needs_to_know_where(train_on, com
 
 
 @pytest.mark.parallel([2])
-def test_a_start_that_was_killed_before_its_first_step_is_begun_again(train_on, comm):
-    """Not every rank has a checkpoint then, and the same command has to serve."""
+def test_a_run_that_was_killed_before_its_first_step_starts_again(train_on, comm):
+    """Not every rank has a checkpoint then, and the same command must start the run."""
     directory = train_on(2, settings(100)).run
     if comm.rank == 0:
         for path in directory.glob("rank_*.h5"):
@@ -272,15 +272,15 @@ def test_a_start_that_was_killed_before_its_first_step_is_begun_again(train_on, 
         run = hpc_dasgd.open_run(directory)
         assert [(each.number, each.attributes["parent"]) for each in run.generations] == [(0, -1), (1, 0)]
         assert run.counts.sum() == len(run.gradients) == result.gradients >= 150
-        for path in checkpoint_file.paths(directory)[0]:
+        for path in checkpoint_file.list_checkpoints(directory)[0]:
             path.unlink()
     comm.Barrier()
-    with pytest.raises(hpc_dasgd.ConfigError, match="of generation 1 there is none of rank 0"):
+    with pytest.raises(hpc_dasgd.ConfigError, match="generation 1 has none of rank 0"):
         hpc_dasgd.train(settings(200), comm=comm, run=directory, resume=True)
 
 
 @pytest.mark.parallel([2])
-def test_ranks_that_trained_alone_cannot_go_on_together(train_on, comm):
+def test_a_run_without_exchange_cannot_resume_with_an_exchange(train_on, comm):
     run = train_on(2, settings(100, exchange={"kind": "none"})).run
     with pytest.raises(hpc_dasgd.ConfigError, match="must stay none to resume"):
         hpc_dasgd.train(settings(200), comm=comm, run=run, resume=True)
@@ -290,14 +290,14 @@ def test_ranks_that_trained_alone_cannot_go_on_together(train_on, comm):
 
 @pytest.mark.parallel([3])
 @pytest.mark.parametrize("exchange", ["complete", "accumulate", "push-sum", "allreduce"])
-def test_a_finished_run_goes_on_from_where_it_ended(train_on, comm, exchange):
-    """And what checkpoints hold can be exported."""
+def test_a_finished_run_can_be_continued(train_on, comm, exchange):
+    """The parameters in its checkpoints can be exported."""
     first = train_on(
         3, settings(200, exchange=EXCHANGES[exchange] | ({"every": 5} if exchange == "accumulate" else {}))
     )
     if comm.rank == 0:
         run_id = hpc_dasgd.open_run(first.run).attributes["run_id"]
-        saved = checkpoint_selection.parameters(first.run, run_id)
+        saved = checkpoint_selection.read_parameters(first.run, run_id)
         np.testing.assert_allclose(saved, first.parameters, rtol=0, atol=1e-12)
     comm.Barrier()
     train_on(2, settings(250, exchange=EXCHANGES["complete"]), resume=True)
@@ -308,8 +308,8 @@ def test_a_finished_run_goes_on_from_where_it_ended(train_on, comm, exchange):
 
 
 @pytest.mark.parallel([2])
-def test_a_generation_that_never_began_is_passed_over(train_on, comm):
-    """A job that died before its first checkpoints leaves a folder, and the run goes on from what was before."""
+def test_a_generation_without_checkpoints_is_ignored(train_on, comm):
+    """A job that died before its first checkpoints leaves a folder; the run continues from the generation before."""
     directory = train_on(2, settings(100)).run
     kept = directory.parent / "kept"
     if comm.rank == 0:

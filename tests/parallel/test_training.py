@@ -70,7 +70,7 @@ class Recorder:
 
 
 class Failing(Recorder):
-    """Goes wrong at the fourth gradient: `loss` is returned, `last` is the gradient's last element."""
+    """Returns `loss` and a gradient whose last element is `last` at the fourth gradient."""
 
     def __init__(self, loss=1.0, last=0.0, n_params=300):
         super().__init__(n_params)
@@ -84,7 +84,7 @@ class Failing(Recorder):
 
 
 def ended_before(run, rank, versions, moment_s):
-    """Whether the gradients of `rank` up to each of `versions` had ended at each of `moment_s`."""
+    """Return whether the gradients of `rank` up to each of `versions` had ended at each of `moment_s`."""
     ends = run.gradients["t_end_s"][run.gradients["rank"] == rank]
     return all(ends[versions[versions > 0] - 1] <= moment_s[versions > 0])
 
@@ -120,7 +120,7 @@ def test_the_log_is_consistent(comm, train, exchange):
 
 
 @pytest.mark.parallel([1, 4])
-def test_version_vectors_are_logged_as_often_as_asked(comm, train, tmp_path):
+def test_version_vectors_are_logged_at_the_interval_of_the_settings(comm, train, tmp_path):
     for versions, every in (("every 10", 10), ("none", 0)):
         options = {"run": tmp_path / f"run-{every}"}
         result = train(options, log={"versions": versions}, budget={"gradients": 500})
@@ -160,7 +160,7 @@ def test_the_final_parameters_hold_every_gradient_of_every_rank(comm, train, exc
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_says_what_the_files_say(comm, train, tmp_path, kind):
+def test_the_result_agrees_with_the_files(comm, train, tmp_path, kind):
     result = train(exchange={"kind": kind}, budget={"gradients": 500}, name="some name", seed=7)
     run = hpc_dasgd.open_run(result.run)
     assert comm.bcast(tmp_path / "run", root=0) == result.run
@@ -177,7 +177,7 @@ def test_the_result_says_what_the_files_say(comm, train, tmp_path, kind):
 
 
 @pytest.mark.parallel([2])
-def test_runs_of_the_same_second_get_directories_of_their_own(comm, train, tmp_path, monkeypatch):
+def test_runs_that_start_in_the_same_second_get_different_directories(comm, train, tmp_path, monkeypatch):
     monkeypatch.chdir(comm.bcast(tmp_path, root=0))
     comm.Barrier()
     runs = [train({"run": None}, name="two", budget={"gradients": 10}).run for _ in range(4)]
@@ -192,7 +192,7 @@ def test_runs_of_the_same_second_get_directories_of_their_own(comm, train, tmp_p
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_descent_on_a_quadratic_is_a_power(comm, train, kind):
+def test_gradient_descent_on_a_quadratic_decays_geometrically(comm, train, kind):
     if kind not in ("allreduce", "none") and comm.size > 1:
         pytest.skip("asynchronous: no closed form")
     result = train(exchange={"kind": kind}, budget={"gradients": 200 * comm.size})
@@ -205,7 +205,7 @@ def test_gradient_descent_on_a_quadratic_is_a_power(comm, train, kind):
 
 
 @pytest.mark.parallel([1])
-def test_the_schedule_reaches_the_loop(train, tmp_path):
+def test_the_schedule_of_the_settings_is_used(train, tmp_path):
     stepsizes = {
         "cosine": [0.15 * (1 + math.cos(math.pi * k / 60)) for k in range(60)],
         "step": [0.3] * 20 + [0.03] * 20 + [0.003] * 20,
@@ -219,7 +219,7 @@ def test_the_schedule_reaches_the_loop(train, tmp_path):
 
 @pytest.mark.parallel([4])
 def test_the_schedule_counts_the_gradients_of_all_ranks(comm, train):
-    """With allreduce each rank knows of 4 more gradients at each step."""
+    """With allreduce on 4 ranks the number of gradients grows by 4 at each step."""
     result = train(exchange={"kind": "allreduce"}, optimizer={"schedule": "cosine"}, budget={"gradients": 240})
     known = 4 * np.arange(result.gradients // 4)
     stepsizes = 0.15 * (1 + np.cos(np.pi * np.minimum(known / 240, 1)))
@@ -243,7 +243,7 @@ def test_every_optimizer_descends_with_every_exchange(train, kind, optimizer, st
 
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_on_one_rank_repeats_bit_by_bit(train, tmp_path, kind):
+def test_a_run_on_one_rank_is_reproducible_bit_by_bit(train, tmp_path, kind):
     finals = []
     for number, seed in enumerate((5, 5, 6)):
         result = train(
@@ -258,7 +258,7 @@ def test_a_run_on_one_rank_repeats_bit_by_bit(train, tmp_path, kind):
 
 
 @pytest.mark.parallel([2, 4])
-def test_each_rank_draws_batches_of_its_own(comm, train):
+def test_ranks_draw_different_batches(comm, train):
     result = train(exchange={"kind": "none"}, objective={"noise": 1.0}, budget={"gradients": 100})
     assert len(set(comm.allgather(result.parameters.tobytes()))) == comm.size
 
@@ -272,7 +272,7 @@ def test_digits_are_learned(comm, tmp_path):
 
 
 @pytest.mark.parallel([2, 8])
-def test_a_server_may_take_no_gradients(comm, train):
+def test_a_server_may_compute_no_gradients(comm, train):
     server = comm.size - 1
     recorder = Recorder()
     result = train(
@@ -289,7 +289,7 @@ def test_a_server_may_take_no_gradients(comm, train):
 
 
 @pytest.mark.parallel([1, 2])
-def test_a_server_must_be_one_of_the_ranks_and_somebody_must_compute(comm, train):
+def test_the_server_must_be_one_of_the_ranks_and_at_least_one_rank_must_compute(comm, train):
     with pytest.raises(hpc_dasgd.ConfigError, match=r"`exchange\.server_rank` must be below .*, got 2"):
         train(exchange={"kind": "server", "server_rank": 2}, budget={"gradients": 1})
     if comm.size == 1:
@@ -314,7 +314,7 @@ def test_the_consensus_distance_of_gossip_is_logged(comm, train, mixing):
 
 
 @pytest.mark.parallel([2])
-def test_what_was_transferred_is_said(comm, train):
+def test_transferred_bytes_are_recorded(comm, train):
     result = train(exchange={"kind": "read"}, objective={"dimension": 1000}, budget={"gradients": 400})
     transferred = hpc_dasgd.open_run(result.run).attributes["transferred_bytes"]
     assert len(transferred) == 2
@@ -326,8 +326,8 @@ def test_what_was_transferred_is_said(comm, train):
 
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("kind", ["read", "accumulate", "server"])
-def test_exchanges_are_as_far_apart_as_their_cost_asks(comm, train, tmp_path, kind):
-    """A millionth of the time allows for hardly any, nearly all of it for all."""
+def test_the_automatic_interval_follows_the_cost_of_exchanges(comm, train, tmp_path, kind):
+    """With a tiny allowed overhead exchanges are rare, with a large one every step exchanges."""
     transferred, every = [], []
     for max_overhead in (1e-6, 0.9999):
         result = train(
@@ -337,9 +337,9 @@ def test_exchanges_are_as_far_apart_as_their_cost_asks(comm, train, tmp_path, ki
             budget={"gradients": 600 * comm.size},
         )
         run = hpc_dasgd.open_run(result.run)
-        every.append({rank: changes["every"].max(initial=1) for rank, changes in by_rank(run.pace)})
+        every.append({rank: changes["every"].max(initial=1) for rank, changes in by_rank(run.exchange_intervals)})
         transferred.append(sum(run.attributes["transferred_bytes"]) / result.gradients)
-        assert all(np.all(np.diff(changes["t_s"]) > 0) for _, changes in by_rank(run.pace))
+        assert all(np.all(np.diff(changes["t_s"]) > 0) for _, changes in by_rank(run.exchange_intervals))
     assert set(every[1].values()) <= {1}
     if comm.size > 1:
         assert min(every[0].values()) > 10
@@ -355,15 +355,15 @@ def by_rank(rows):
 
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_budget_of_gradients_is_of_all_ranks_together(comm, train, kind):
+def test_the_budget_of_gradients_counts_all_ranks_together(comm, train, kind):
     result = train(exchange={"kind": kind}, budget={"gradients": 600})
     assert 600 <= result.gradients < 600 + 50 * comm.size
 
 
 @pytest.mark.parallel([1, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_budget_that_is_spent_at_once(train, kind):
-    """A rank may well have had no time for a gradient of its own."""
+def test_a_budget_of_one_gradient_ends_the_run_at_once(train, kind):
+    """A rank may end without a gradient of its own."""
     result = train(exchange={"kind": kind}, budget={"gradients": 1})
     run = hpc_dasgd.open_run(result.run)
     assert result.gradients == run.counts.sum() >= 1
@@ -372,7 +372,7 @@ def test_a_budget_that_is_spent_at_once(train, kind):
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_budget_of_seconds(train, kind):
+def test_the_budget_of_seconds_ends_the_run(train, kind):
     result = train(exchange={"kind": kind}, budget={"seconds": 0.2, "gradients": 10**12})
     run = hpc_dasgd.open_run(result.run)
     assert run.evaluation["t_s"][-1] >= 0.2
@@ -399,7 +399,7 @@ def test_the_target_loss_ends_all_ranks(comm, train, kind):
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_target_that_is_reached_at_the_start(comm, train, kind):
+def test_a_target_loss_that_is_reached_at_the_start_ends_the_run_at_once(comm, train, kind):
     result = train(exchange={"kind": kind}, budget={"target_loss": 1e9})
     run = hpc_dasgd.open_run(result.run)
     assert run.status == "complete"
@@ -412,7 +412,7 @@ def test_a_target_that_is_reached_at_the_start(comm, train, kind):
 
 @pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_straggler_holds_up_others_only_where_they_wait(comm, train, kind):
+def test_a_straggler_delays_other_ranks_only_with_synchronous_exchanges(comm, train, kind):
     slow = comm.size - 1
     result = train(
         exchange={"kind": kind},
@@ -495,7 +495,7 @@ def write_data(path, n_test=5000):
 
 @pytest.mark.parallel([1, 4])
 @pytest.mark.parametrize("as_dataset", [False, True], ids=["path", "dataset"])
-def test_an_objective_and_data_of_the_user(comm, tmp_path, as_dataset):
+def test_the_user_can_pass_an_objective_and_a_data_set(comm, tmp_path, as_dataset):
     data = write_data(tmp_path / "data.h5")
     data = open_dataset(data, "float64") if as_dataset else data
     config = {"device": {"dtype": "float64"}, "budget": {"gradients": 1000}}
@@ -507,7 +507,7 @@ def test_an_objective_and_data_of_the_user(comm, tmp_path, as_dataset):
 
 
 @pytest.mark.parallel([2])
-def test_settings_from_a_file_a_mapping_or_a_config(comm, tmp_path):
+def test_settings_can_be_a_file_a_mapping_or_a_config(comm, tmp_path):
     settings = {"objective": {"kind": "quadratic", "dimension": 7}, "budget": {"gradients": 10}}
     path = tmp_path / "settings.toml"
     path.write_text('[objective]\nkind = "quadratic"\ndimension = 7\n[budget]\ngradients = 10\n')
@@ -521,7 +521,7 @@ def test_settings_from_a_file_a_mapping_or_a_config(comm, tmp_path):
 
 
 @pytest.mark.parallel([4])
-def test_two_halves_of_the_ranks_train_at_the_same_time(comm, train, tmp_path):
+def test_two_groups_of_ranks_can_train_at_the_same_time(comm, train, tmp_path):
     half = comm.Split(comm.rank % 2)
     n_gradients = 500 * (1 + comm.rank % 2)
     result = train({"comm": half, "run": tmp_path / "run"}, budget={"gradients": n_gradients})
@@ -536,7 +536,7 @@ def test_two_halves_of_the_ranks_train_at_the_same_time(comm, train, tmp_path):
 
 
 @pytest.mark.parallel([1, 4])
-def test_what_is_wrong_on_one_rank_is_an_error_on_all(comm, train):
+def test_an_error_in_the_settings_of_one_rank_is_raised_on_all_ranks(comm, train):
     class Refusing(Recorder):
         def initial(self, rng):
             if comm.rank == comm.size - 1:
@@ -562,7 +562,7 @@ def test_first_parameters_are_checked(train, initial, message):
 
 
 @pytest.mark.parallel([2])
-def test_a_target_that_nothing_measures_is_refused(train, tmp_path):
+def test_a_target_loss_that_is_never_measured_is_refused(train, tmp_path):
     """The run might never end."""
     with pytest.raises(hpc_dasgd.ConfigError, match=r"`budget\.target_loss` needs an objective with `evaluate`"):
         train({"objective": Recorder()}, budget={"target_loss": 1.0})
@@ -573,7 +573,7 @@ def test_a_target_that_nothing_measures_is_refused(train, tmp_path):
 
 
 @pytest.mark.parallel([1])
-def test_a_target_without_a_loss_ends_the_run(train):
+def test_a_target_loss_without_a_measured_loss_is_an_error(train):
     class WithoutLoss(Recorder):
         def evaluate(self, parameters, data):
             return {"accuracy": 1.0}
@@ -604,7 +604,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(train, tmp_path, exchange, l
 
 
 @pytest.mark.parallel([2])
-def test_the_rank_that_failed_is_named(comm, train):
+def test_the_error_names_the_rank_that_failed(comm, train):
     with pytest.raises(hpc_dasgd.TrainingError, match=f"at gradient 3 of rank {comm.rank} "):
         train({"objective": Failing(loss=math.nan)}, exchange={"kind": "none"}, budget={"gradients": 100})
 

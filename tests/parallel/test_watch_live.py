@@ -1,4 +1,4 @@
-"""``hpc-dasgd watch`` beside a run that goes on."""
+"""Tests of ``hpc-dasgd watch`` during a run."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ TIMEOUT_S = 90
 
 
 def test_a_run_is_followed_to_its_end(mpiexec, tmp_path):
-    """The watcher is there first, and never in the way of the ranks."""
+    """The watcher starts before the ranks and does not disturb them."""
     (tmp_path / "settings.toml").write_text(SETTINGS)
     program = [sys.executable, "-m", "hpc_dasgd"]
     train = [mpiexec.command, "-n", "2", *program, "train", "settings.toml", "--run", "run"]
@@ -34,9 +34,9 @@ def test_a_run_is_followed_to_its_end(mpiexec, tmp_path):
             watching.kill()
     assert trained.returncode == 0, trained.stderr
     assert (watching.returncode, errors) == (0, "")
-    *looks, last = shown.splitlines()
-    counts = [int(re.search(r"gradients (\d+)", look)[1]) for look in looks]
+    *lines, last = shown.splitlines()
+    counts = [int(re.search(r"gradients (\d+)", line)[1]) for line in lines]
     assert counts == sorted(counts)
     assert len(set(counts)) > 2  # ranks write every two seconds
-    assert any("staleness" in look and "evaluated" in look and "ends in" in look for look in looks)
+    assert any("staleness" in line and "evaluated" in line and "ends in" in line for line in lines)
     assert last.startswith(f"complete: {counts[-1]} gradients on 2 ranks in ")

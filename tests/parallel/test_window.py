@@ -1,11 +1,12 @@
-"""Windows: what one rank publishes, others read whole, at any time; what it holds, others add to."""
+"""Windows: ranks read whole publications of other ranks at any time, and add to the memory of other ranks."""
 
 import numpy as np
 import pytest
 
 from hpc_dasgd.errors import WindowError
 from hpc_dasgd.window.memory import ALIGNMENT_BYTES, WindowMemory
-from hpc_dasgd.window.publication import N_WORDS, PublicationWindow, Word
+from hpc_dasgd.window.publication import HEADER_LENGTH, HeaderField, PublicationWindow
+from hpc_dasgd.window.slots import PublicationLayout
 
 SIZES = [1, 2, 4, 8]
 
@@ -16,7 +17,7 @@ def finish(transfer):
 
 
 def header_of(window, target, channel=0):
-    header = np.zeros(N_WORDS, np.int64)
+    header = np.zeros(HEADER_LENGTH, np.int64)
     finish(window.read_header(target, channel, header))
     return header
 
@@ -28,11 +29,10 @@ def request_reads(request):
 
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_rank_reads_what_every_rank_published(comm, request_reads, dtype):
-    """Rank `r` has ``r + 1`` channels of three slots, of which the last published is number 5."""
-    window = PublicationWindow(
-        comm, 1000, dtype, n_slots=3, n_channels=comm.rank + 1, n_versions=2, request_reads=request_reads
-    )
+def test_every_rank_reads_the_publications_of_every_rank(comm, request_reads, dtype):
+    """Rank `r` has ``r + 1`` channels of three slots each; the last publication has the number 5."""
+    layout = PublicationLayout(1000, dtype, n_slots=3, n_channels=comm.rank + 1, n_versions=2)
+    window = PublicationWindow(comm, layout, request_reads)
     for number, channel in enumerate(window.channels):
         for publication in range(1, 6):
             slot = channel.begin()
@@ -45,7 +45,7 @@ def test_every_rank_reads_what_every_rank_published(comm, request_reads, dtype):
     for target in range(comm.size):
         for number in range(target + 1):
             header = header_of(window, target, number)
-            assert header[[Word.PUBLICATION, Word.BEGUN]].tolist() == [5, 5]
+            assert header[[HeaderField.PUBLICATION, HeaderField.BEGUN]].tolist() == [5, 5]
             for publication in (3, 4, 5):
                 finish(window.read_slot(target, number, publication % 3, read))
                 assert read.versions.tolist() == [target, publication]
@@ -56,8 +56,8 @@ def test_every_rank_reads_what_every_rank_published(comm, request_reads, dtype):
 
 
 @pytest.mark.parallel([2])
-def test_a_reader_sees_that_a_publication_was_begun(comm):
-    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
+def test_the_header_tells_that_a_publication_was_begun(comm):
+    window = PublicationWindow(comm, PublicationLayout(10, np.float32, n_slots=2))
     channel, other = window.channels[0], 1 - comm.rank
     for publication in range(3):
         if comm.rank == 0:
@@ -65,7 +65,9 @@ def test_a_reader_sees_that_a_publication_was_begun(comm):
             assert channel.begin() is channel.begin()
         comm.Barrier()
         if comm.rank == 1:
-            assert header_of(window, other)[[Word.PUBLICATION, Word.BEGUN]].tolist() == [publication, publication + 1]
+            header = header_of(window, other)
+            assert header[HeaderField.PUBLICATION] == publication
+            assert header[HeaderField.BEGUN] == publication + 1
         comm.Barrier()
         if comm.rank == 0:
             channel.publish()
@@ -74,8 +76,8 @@ def test_a_reader_sees_that_a_publication_was_begun(comm):
 
 
 @pytest.mark.parallel([2])
-def test_parts_of_a_slot_arrive_where_they_belong_and_nowhere_else(comm, request_reads):
-    window = PublicationWindow(comm, 100, np.float32, n_slots=2, request_reads=request_reads)
+def test_version_vector_and_payload_can_be_read_separately(comm, request_reads):
+    window = PublicationWindow(comm, PublicationLayout(100, np.float32, n_slots=2), request_reads)
     slots = window.channels[0].slots
     slots[0].payload[:] = -2
     slots[1].payload[:] = np.arange(100) + comm.rank
@@ -95,9 +97,9 @@ def test_parts_of_a_slot_arrive_where_they_belong_and_nowhere_else(comm, request
 
 
 @pytest.mark.parallel([2])
-def test_transfers_larger_than_the_limit_are_split(comm, request_reads, monkeypatch):
+def test_transfers_above_the_size_limit_are_split(comm, request_reads, monkeypatch):
     monkeypatch.setattr("hpc_dasgd.window.memory.TRANSFER_LIMIT_BYTES", 1000)
-    window = PublicationWindow(comm, 10_001, np.float64, n_slots=2, request_reads=request_reads)
+    window = PublicationWindow(comm, PublicationLayout(10_001, np.float64, n_slots=2), request_reads)
     window.channels[0].begin().payload[:] = np.arange(10_001) + comm.rank
     window.channels[0].publish()
     comm.Barrier()
@@ -113,8 +115,8 @@ def test_transfers_larger_than_the_limit_are_split(comm, request_reads, monkeypa
 @pytest.mark.parallel(SIZES)
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 1000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-def test_what_all_ranks_add_arrives_once(comm, dtype, limit_bytes, monkeypatch):
-    """While everybody adds to everybody's memory, itself included, what comes back only ever grows."""
+def test_every_addition_of_every_rank_is_applied_once(comm, dtype, limit_bytes, monkeypatch):
+    """All ranks add to the memory of all ranks, their own included; the fetched values never decrease."""
     monkeypatch.setattr("hpc_dasgd.window.memory.TRANSFER_LIMIT_BYTES", limit_bytes)
     size = 3001
     window = WindowMemory(comm, 64 + size * np.dtype(dtype).itemsize)
@@ -127,8 +129,8 @@ def test_what_all_ranks_add_arrives_once(comm, dtype, limit_bytes, monkeypatch):
             last[target] = fetched + values
     comm.Barrier()
     window.fence()
-    everybody = comm.size * (np.arange(size) % 7) + sum(range(comm.size))
-    np.testing.assert_array_equal(window.memory[64:].view(dtype), 20 * everybody)
+    all_ranks = comm.size * (np.arange(size) % 7) + sum(range(comm.size))
+    np.testing.assert_array_equal(window.memory[64:].view(dtype), 20 * all_ranks)
     assert not window.memory[:64].any()
     assert window.transferred_bytes == 2 * 20 * (comm.size - 1) * values.nbytes
     comm.Barrier()
@@ -136,8 +138,8 @@ def test_what_all_ranks_add_arrives_once(comm, dtype, limit_bytes, monkeypatch):
 
 
 @pytest.mark.parallel(SIZES)
-def test_all_memory_is_aligned(comm):
-    window = PublicationWindow(comm, 17, np.float32, n_slots=3, n_channels=2, n_versions=3)
+def test_all_payloads_are_aligned_to_64_bytes(comm):
+    window = PublicationWindow(comm, PublicationLayout(17, np.float32, n_slots=3, n_channels=2, n_versions=3))
     read = window.buffer()
     slots = [slot for channel in window.channels for slot in channel.slots]
     assert len(slots) == 6
@@ -147,8 +149,8 @@ def test_all_memory_is_aligned(comm):
 
 
 @pytest.mark.parallel([1, 2])
-def test_a_freed_window_says_so(comm):
-    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
+def test_using_a_freed_window_raises_an_error(comm):
+    window = PublicationWindow(comm, PublicationLayout(10, np.float32, n_slots=2))
     read = window.buffer()
     window.free()
     window.free()
@@ -159,7 +161,7 @@ def test_a_freed_window_says_so(comm):
 
 
 @pytest.mark.parallel([2])
-def test_the_probe_answers_the_same_on_all_ranks(comm):
-    window = PublicationWindow(comm, 10, np.float32, n_slots=2)
-    assert len(set(comm.allgather(window.requests))) == 1
+def test_all_ranks_agree_on_whether_reads_use_requests(comm):
+    window = PublicationWindow(comm, PublicationLayout(10, np.float32, n_slots=2))
+    assert len(set(comm.allgather(window.uses_requests))) == 1
     window.free()

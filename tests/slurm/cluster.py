@@ -1,9 +1,9 @@
-"""A SLURM of two nodes on this machine, to run job scripts on.
+"""A SLURM cluster of two nodes on this machine, on which tests run job scripts.
 
-Each node is a slurmd in namespaces of its own: host name, processes, ``/dev/shm``, boot id (by which UCX knows whether
-two ranks are on one computer), and its own folder of temporary files, since what a killed step leaves in it breaks the
-next one. So MPI finds two computers that share no memory. Nothing is written outside of the cluster's folder, in which
-munge has its key and its socket too.
+Each node is a slurmd in its own namespaces, with its own host name, processes, ``/dev/shm``, boot id (UCX compares boot
+ids to find out whether two ranks are on one computer) and folder of temporary files, because files left there by a
+killed step break the next step. MPI therefore finds two computers that share no memory. All files are written to the
+cluster's folder, including the key and the socket of munge.
 """
 
 import os
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("node1", "node2")
-# What is started with this ends with the process that started it, however that ends.
+# Programs started with this are killed when the process that started them ends for any reason.
 NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -27,7 +27,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scan
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 PATIENCE_S = 120
 
-# `cred_expire` is how long a requeued job waits: two minutes by default, five seconds at least.
+# `cred_expire` is the time for which a requeued job waits: two minutes by default, at least five seconds.
 SETTINGS = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -60,7 +60,7 @@ SlurmdLogFile={folder}/%n/slurmd.log
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
-# A node's first process is the shell, which takes in processes whose parents are gone.
+# The first process of a node is this shell, which becomes the parent of processes whose parents have ended.
 NODE = """
 hostname $1
 mount --bind hosts /etc/hosts
@@ -73,20 +73,20 @@ exit $?
 """
 
 
-def why_not() -> str | None:
-    """Say why no cluster can be started here, if so."""
+def reason_to_skip() -> str | None:
+    """Return why no cluster can be started on this machine; None if one can."""
     if os.geteuid() != 0:
-        return "only root can start a SLURM with several nodes on one machine"
+        return "only root can start several SLURM nodes on one machine"
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
-        return f"no {', '.join(missing)}: apt-get install slurm-wlm slurm-wlm-basic-plugins munge libpmix2"
+        return f"missing {', '.join(missing)}: apt-get install slurm-wlm slurm-wlm-basic-plugins munge libpmix2"
     if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode != 0:
-        return "no namespaces may be made here"
+        return "namespaces cannot be created"
     return None
 
 
 class Cluster:
-    """The daemons, and what a user of the cluster would type."""
+    """The daemons of the cluster, and the commands of its users."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -95,7 +95,7 @@ class Cluster:
         self._daemons: list[subprocess.Popen] = []
 
     def start(self) -> None:
-        """Start everything; returns when jobs can be submitted."""
+        """Start all daemons; return when jobs can be submitted."""
         folder = self.folder
         (folder / "state").mkdir()
         port, *ports = _free_ports(1 + len(NODES))
@@ -114,7 +114,7 @@ class Cluster:
         self.wait(lambda: self._run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == list(NODES))
 
     def stop(self) -> None:
-        """End everything: with the first process of a namespace all others there end, those of jobs too."""
+        """Kill the first process of each namespace, which ends all others in it, including those of jobs."""
         for daemon in reversed(self._daemons):
             if daemon.poll() is None:
                 for first in Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split():
@@ -122,19 +122,20 @@ class Cluster:
             daemon.wait(PATIENCE_S)
 
     def submit(self, script: Path) -> str:
-        """Return the id of the job, which runs in the folder of `script`."""
+        """Submit a script; return the id of the job, which runs in the folder of `script`."""
         return self._run("sbatch", "--parsable", script.name, cwd=script.parent).strip()
 
     def job(self, job_id: str) -> dict[str, str]:
-        """All that SLURM says of a job."""
+        """Return the fields of a job that ``scontrol show job`` prints."""
         words = self._run("scontrol", "show", "job", "--oneliner", job_id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def signal(self, job_id: str, name: str) -> None:
+        """Send a signal to the ranks of a job."""
         self._run("scancel", "--signal", name, job_id)
 
     def wait_for(self, job_id: str) -> dict[str, str]:
-        """Wait until a job is over; returns what SLURM then says of it."""
+        """Wait until a job has ended; return its fields."""
         self.wait(lambda: self.job(job_id)["JobState"] in OVER)
         return self.job(job_id)
 
@@ -145,12 +146,12 @@ class Cluster:
         files = {"key-file": key} | {
             option: self.folder / f"munge.{option}" for option in ("socket", "pid-file", "log-file", "seed-file")
         }
-        # By force: it does not like a socket in a folder that is closed to other users.
+        # Without --force munged refuses a socket in a folder that other users cannot enter.
         self._start("munged", "--foreground", "--force", *(f"--{option}={path}" for option, path in files.items()))
         self.wait(files["socket"].exists)
 
     def _pmix(self) -> Path:
-        """Return Debian's folder of PMIx; the nodes see a copy in its place with the name that SLURM opens."""
+        """Return Debian's folder of PMIx; nodes mount a copy over it with the file name that SLURM opens."""
         for library in Path("/usr/lib").glob("*/pmix2/lib/libpmix.so.2"):
             shutil.copytree(library.parent, self.folder / "pmix", symlinks=True)
             link = self.folder / "pmix" / "libpmix.so"
@@ -180,11 +181,12 @@ class Cluster:
             time.sleep(0.4)
 
     def logs(self) -> str:
-        """The ends of all log files."""
+        """Return the last part of each log file."""
         return "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in sorted(self.folder.rglob("*.log")))
 
 
 def _free_ports(count: int) -> list[int]:
+    """Return numbers of TCP ports that no program uses."""
     sockets = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,18 +1,16 @@
-"""Jobs on a SLURM of two nodes, started for these tests."""
-
-import subprocess
-import sys
+"""Fixtures that start a SLURM cluster of two nodes."""
 
 import pytest
 
-from tests.slurm.cluster import Cluster, why_not
+from jobs.benchmarks.mpiexec import mpi_library
+from tests.slurm.cluster import Cluster, reason_to_skip
 
 MPIS = {"Open MPI": "openmpi", "Intel": "intel", "MPICH": "mpich"}
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    reason = why_not()
+    reason = reason_to_skip()
     if reason is not None:
         pytest.skip(reason)
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
@@ -25,7 +23,6 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mpi():
-    """The MPI of this environment, as ``hpc-dasgd slurm --mpi`` calls it."""
-    command = "from mpi4py import MPI; print(MPI.Get_library_version())"
-    version = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    """The MPI of this environment, by its name in ``hpc-dasgd slurm --mpi``."""
+    version = mpi_library()
     return next(name for library, name in MPIS.items() if library in version)

@@ -1,4 +1,4 @@
-"""A rank in a process of its own, which logs as long as it is asked to."""
+"""Fixtures: a process that writes a rank's log step by step, and a small file system."""
 
 import os
 import subprocess
@@ -8,14 +8,15 @@ import pytest
 
 from hpc_dasgd.storage.layout import rank_file
 
-# Row k holds k in every column but the times; says on standard output what it has appended.
+# Row k holds k in every column except the times; prints the last row that it has appended.
 SCRIPT = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 
-with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
+with RankLog(Path(sys.argv[1]), LogSettings(0, 1, 1)) as log:
     for k in itertools.count():
         log.append(k / 1000, (k + 0.5) / 1000, k, k, k, np.array([k]))
         if k % 1000 == 0:
@@ -26,7 +27,7 @@ with RankLog(Path(sys.argv[1]), 0, 1, 1) as log:
 
 
 class Writer:
-    """The process, and the run directory it writes the file of rank 0 of 1 into."""
+    """The process, and the directory in which it writes the log of rank 0 of 1."""
 
     def __init__(self, directory, process):
         self.directory, self.path, self._process = directory, directory / rank_file(0), process
@@ -36,7 +37,7 @@ class Writer:
         assert self._process.stdout.readline() == f"{last}\n"
 
     def append_1000(self, last):
-        """Go on to row `last`, which is in the file when this returns."""
+        """Append rows up to `last`, which are in the file when this returns."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self.wait_for(last)
@@ -48,7 +49,7 @@ class Writer:
 
 @pytest.fixture(params=["BEST_EFFORT", None], ids="locking_{}".format)
 def writer(request, tmp_path):
-    """A `Writer` with the file locking that the launcher asks for, or with HDF5's default."""
+    """A `Writer` with the file locking that the launcher sets, or with HDF5's default."""
     environment = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
     if request.param is not None:
         environment["HDF5_USE_FILE_LOCKING"] = request.param
@@ -64,11 +65,11 @@ def writer(request, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]).returncode:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]).returncode:
         pytest.skip("only root may make a file system")
     try:
-        yield place
+        yield folder
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -1,10 +1,11 @@
-"""Synthetic asynchronous runs: a sequential simulator of ranks that read each other, and the files of one."""
+"""Synthetic asynchronous runs: a sequential simulator of ranks that read each other, and writing of its files."""
 
 from types import SimpleNamespace
 
 import numpy as np
 
 from hpc_dasgd.storage.layout import generation_directory
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 from hpc_dasgd.storage.run_file import complete_run, create_run
 from hpc_dasgd.theory.staleness import measure
@@ -18,7 +19,7 @@ def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
     """Simulate `n_steps` gradients on `n_ranks` ranks that read each other at random.
 
     Returns lists by rank of ``start``, ``end`` (float64) and ``versions`` (uint32), and ``held``, by
-    rank and gradient the set of ``(rank, index)`` the replica held, the reference for staleness.
+    rank and gradient the set of ``(rank, index)`` in the replica, the reference for staleness.
     """
     rng = np.random.default_rng(seed)
     speed = rng.uniform(0.5, 1.5, n_ranks)
@@ -51,7 +52,7 @@ def schedule(n_ranks, n_steps, seed=0, read_chance=0.5):
 
 
 def measured(run, every=1):
-    """The staleness of a schedule of which every `every`-th vector is known."""
+    """Return the staleness of a schedule with version vectors of every `every`-th gradient."""
     versions = [vectors[::every] for vectors in run.versions]
     return measure(run.start, causal_order(run.end, versions, every), versions, every, getattr(run, "n_ranks_at", None))
 
@@ -68,11 +69,11 @@ def write_run(
     evaluations=(),
     summary=None,
 ):
-    """Write the files of a schedule, completed where a `summary` is given; losses tell gradients apart."""
+    """Write the files of a schedule, completed if a `summary` is given; every gradient has a different loss."""
     attributes = {"n_ranks": run.n_ranks} | (attributes or {})
     create_run(directory, config_toml=config, attributes=attributes, x0=X0, parameter_shapes=shapes)
     for rank in range(run.n_ranks):
-        with RankLog(directory, rank, run.n_ranks, every) as log:
+        with RankLog(directory, LogSettings(rank, run.n_ranks, every)) as log:
             for k, vector in enumerate(run.versions[rank]):
                 log.append(run.start[rank][k], run.end[rank][k], loss(rank, k), 10 + k, k, vector, STEPSIZE)
             for evaluation in evaluations if rank == 0 else ():
@@ -83,14 +84,14 @@ def write_run(
 
 
 def write_generation(directory, number, run, before, begun_s=0.0, every=1, *, parent=None, config="", attributes=None):
-    """Write the files of one generation, whose schedule begins at 0; what it logs of gradient v is as `write_run`."""
+    """Write the files of one generation, whose schedule begins at time 0; losses are those of `write_run`."""
     before = np.array(before)
-    known = {"n_ranks": run.n_ranks, "run_id": "synthetic", "generation": number}
-    known |= {"parent": number - 1 if parent is None else parent, "versions_before": before, "begun_s": begun_s}
+    required = {"n_ranks": run.n_ranks, "run_id": "synthetic", "generation": number}
+    required |= {"parent": number - 1 if parent is None else parent, "versions_before": before, "begun_s": begun_s}
     folder = generation_directory(directory, number)
-    create_run(folder, config_toml=config, attributes=known | (attributes or {}), x0=X0 + number)
+    create_run(folder, config_toml=config, attributes=required | (attributes or {}), x0=X0 + number)
     for rank in range(run.n_ranks):
-        with RankLog(folder, rank, run.n_ranks, every, before=before) as log:
+        with RankLog(folder, LogSettings(rank, run.n_ranks, every), versions_before=before) as log:
             write_rows(log, rank, run, begun_s, before[rank])
             if rank == 0:
                 log.append_evaluation(begun_s, 0, 1.0, 0.5)
@@ -98,16 +99,17 @@ def write_generation(directory, number, run, before, begun_s=0.0, every=1, *, pa
 
 
 def write_rows(log, rank, run, begun_s, before, rows=None):
-    """Log gradients of a schedule; losses tell them apart."""
+    """Log gradients of a schedule; every gradient has a different loss."""
     for k in range(len(run.end[rank])) if rows is None else rows:
         times = begun_s + run.start[rank][k], begun_s + run.end[rank][k]
         log.append(*times, rank + (before + k) / 1000, 10 + before + k, k, run.versions[rank][k], STEPSIZE)
 
 
 def resumed(runs, kept=None):
-    """The schedule that generations make up of which `kept` gradients by rank count (of the last all).
+    """Return the schedule of a run of several generations, of which the first `kept` gradients of each rank count.
 
-    Also by generation ``before`` and ``begun_s``, with which `write_generation` writes them.
+    All gradients of the last generation count. The schedule also has the lists ``before`` and ``begun_s`` of the
+    arguments of `write_generation`.
     """
     n_streams = max(run.n_ranks for run in runs)
     kept = [*([[len(end) for end in run.end] for run in runs[:-1]] if kept is None else kept), None]
@@ -142,7 +144,7 @@ def resumed(runs, kept=None):
 
 
 def write_generations(directory, runs, kept=None, every=1, **options):
-    """Write the files of `resumed`, which is returned."""
+    """Write the files of the schedule that `resumed` returns, and return it."""
     expected = resumed(runs, kept)
     for number, run in enumerate(runs):
         write_generation(directory, number, run, expected.before[number], expected.begun_s[number], every, **options)

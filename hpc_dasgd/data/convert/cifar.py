@@ -1,11 +1,11 @@
-"""CIFAR-10's binary batches: records of one label and 3 x 32 x 32 bytes, colour after colour."""
+"""Reader of CIFAR-10's binary batches: records of one label and 3 x 32 x 32 bytes, one colour channel after another."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd.data.convert.pieces import PIECE_BYTES, Piece, Reader, Source
+from hpc_dasgd.data.convert.source import BLOCK_BYTES, BinaryReader, Examples, Source
 from hpc_dasgd.errors import ConfigError
 
 _SHAPE = (3, 32, 32)
@@ -15,7 +15,7 @@ _TRAIN, _TEST = "data_batch_*.bin", "test_batch.bin"
 
 
 def recognize(path: Path) -> Source | None:
-    """A folder with the batches, or one batch; None for anything else."""
+    """Return the source if `path` is a directory with the batches, or one batch; None otherwise."""
     if path.is_dir():
         train, test = sorted(path.glob(_TRAIN)), [path / _TEST] if (path / _TEST).is_file() else []
     else:
@@ -23,7 +23,7 @@ def recognize(path: Path) -> Source | None:
     if not train:
         return None
     files = {"train": train, "test": test}
-    splits = [(name, sum(map(_n_records, paths)), _pieces(paths)) for name, paths in files.items() if paths]
+    splits = [(name, sum(map(_n_records, paths)), _examples(paths)) for name, paths in files.items() if paths]
     return Source(path, splits, {"description": "CIFAR-10", "classes": _CLASSES, "scale": 1 / 255})
 
 
@@ -35,17 +35,17 @@ def _n_records(path: Path) -> int:
     return n_bytes // _RECORD_BYTES
 
 
-def _pieces(paths: list[Path]) -> Iterator[Piece]:
-    n_piece = PIECE_BYTES // _RECORD_BYTES
+def _examples(paths: list[Path]) -> Iterator[Examples]:
+    n_block = BLOCK_BYTES // _RECORD_BYTES
     for path in paths:
         n_records = _n_records(path)
-        with Reader(path) as reader:
-            for lo in range(0, n_records, n_piece):
-                n = min(n_piece, n_records - lo)
+        with BinaryReader(path) as reader:
+            for lo in range(0, n_records, n_block):
+                n = min(n_block, n_records - lo)
                 begin = reader.offset
-                records = np.frombuffer(reader.take(n * _RECORD_BYTES, "records"), np.uint8).reshape(n, -1)
+                records = np.frombuffer(reader.read(n * _RECORD_BYTES, "records"), np.uint8).reshape(n, -1)
                 wrong = np.flatnonzero(records[:, 0] >= _CLASSES)
                 if wrong.size:
                     reader.offset = begin + int(wrong[0]) * _RECORD_BYTES
                     raise reader.error(f"hold a label below {_CLASSES}, got {records[wrong[0], 0]}")
-                yield Piece(records[:, 1:].reshape(n, *_SHAPE), records[:, 0].copy())
+                yield Examples(records[:, 1:].reshape(n, *_SHAPE), records[:, 0].copy())

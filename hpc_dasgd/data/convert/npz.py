@@ -1,4 +1,4 @@
-"""NumPy's archives, with arrays under the names that Keras and others use."""
+"""Reader of NumPy's ``.npz`` archives, with arrays under the names that Keras and others use."""
 
 import zipfile
 import zlib
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from hpc_dasgd.data.convert.pieces import PIECE_BYTES, Piece, Source
+from hpc_dasgd.arrays.types import AnyArray
+from hpc_dasgd.data.convert.source import BLOCK_BYTES, Examples, Source
 from hpc_dasgd.errors import ConfigError
 
 _NAMES = {
@@ -19,15 +21,16 @@ _NAMES = {
 
 
 def recognize(path: Path) -> Source | None:
-    """A file whose name ends in ``.npz``; None for anything else."""
+    """Return the source if `path` is a file whose name ends in ``.npz``; None otherwise."""
     if path.suffix != ".npz" or not path.is_file():
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except zipfile.BadZipFile as error:
-        raise ConfigError(f"{path} must be an archive of NumPy: {error}") from None
-    splits, attributes = [], {"description": f"arrays of {path.name}"}
+        raise ConfigError(f"{path} must be a NumPy archive: {error}") from None
+    splits: list[tuple[str, int, Iterator[Examples]]] = []
+    attributes: dict[str, object] = {"description": f"arrays of {path.name}"}
     for split, choices in _NAMES.items():
         pair = next((pair for pair in choices if set(pair) <= names), None)
         if pair is not None:
@@ -36,7 +39,7 @@ def recognize(path: Path) -> Source | None:
                     raise ConfigError(f"`{pair[1]}` of {path} must have {x.shape[0]} rows, got {y.shape[0]}")
                 if x.dtype == np.uint8:
                     attributes["scale"] = 1 / 255
-                splits.append((split, x.shape[0], _pieces(path, *pair)))
+                splits.append((split, x.shape[0], _examples(path, *pair)))
     if not splits or splits[0][0] != "train":
         wanted = " or ".join(", ".join(pair) for pair in _NAMES["train"])
         raise ConfigError(f"{path} must hold arrays named {wanted}, got {', '.join(sorted(names))}")
@@ -44,12 +47,12 @@ def recognize(path: Path) -> Source | None:
 
 
 class _Member:
-    """One array of an archive, read from its beginning on."""
+    """One array of an archive, read sequentially; a context manager."""
 
     def __init__(self, path: Path, name: str):
         self._path, self._name = path, name
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with ExitStack() as on_failure:
             self._archive = on_failure.enter_context(zipfile.ZipFile(self._path))
             self._file = on_failure.enter_context(self._archive.open(f"{self._name}.npy"))
@@ -61,25 +64,26 @@ class _Member:
         try:
             version = np.lib.format.read_magic(self._file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            self.shape, by_columns, self.dtype = read(self._file)
+            self.shape, is_fortran, self.dtype = read(self._file)
         except (ValueError, zlib.error, zipfile.BadZipFile) as error:
-            raise self._error(f"be an array of NumPy: {error}") from None
-        if self.dtype.kind not in "iufb" or not self.shape or (by_columns and len(self.shape) > 1):
-            order = "Fortran" if by_columns else "C"
+            raise self._error(f"be a NumPy array: {error}") from None
+        if self.dtype.kind not in "iufb" or not self.shape or (is_fortran and len(self.shape) > 1):
+            order = "Fortran" if is_fortran else "C"
             raise self._error(f"hold rows of numbers in C order, got {self.dtype}, shape {self.shape}, {order} order")
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._archive.close()
 
-    def take(self, n_rows: int) -> np.ndarray:
+    def read_rows(self, n_rows: int) -> AnyArray:
+        """Read the next `n_rows` rows, in native byte order; raises `ConfigError` if the array has fewer."""
         n_bytes = n_rows * self.dtype.itemsize * prod(self.shape[1:])
         try:
             content = self._file.read(n_bytes)
         except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-            raise self._error(f"be whole: {error}") from None
+            raise self._error(f"be complete: {error}") from None
         if len(content) < n_bytes:
-            raise self._error(f"hold {self.shape[0]} rows, and ends before")
+            raise self._error(f"hold {self.shape[0]} rows, but ends earlier")
         values = np.frombuffer(content, self.dtype).reshape(n_rows, *self.shape[1:])
         return values.astype(self.dtype.newbyteorder("="), copy=False)
 
@@ -87,16 +91,16 @@ class _Member:
         return ConfigError(f"`{self._name}` of {self._path} must {rule}")
 
 
-def _pieces(path: Path, x_name: str, y_name: str) -> Iterator[Piece]:
+def _examples(path: Path, x_name: str, y_name: str) -> Iterator[Examples]:
     with _Member(path, x_name) as x, _Member(path, y_name) as y:
-        n_piece = max(1, PIECE_BYTES // max(1, x.dtype.itemsize * prod(x.shape[1:])))
-        for lo in range(0, x.shape[0], n_piece):
-            n = min(n_piece, x.shape[0] - lo)
-            yield Piece(x.take(n), _targets(y.take(n)))
+        n_block = max(1, BLOCK_BYTES // max(1, x.dtype.itemsize * prod(x.shape[1:])))
+        for lo in range(0, x.shape[0], n_block):
+            n = min(n_block, x.shape[0] - lo)
+            yield Examples(x.read_rows(n), _targets(y.read_rows(n)))
 
 
-def _targets(values: np.ndarray) -> np.ndarray:
-    """Classes as they are, also where they stand in a column; floats as (n, k)."""
+def _targets(values: AnyArray) -> AnyArray:
+    """Return integers of shape (n,) or (n, 1) as classes (n,), anything else as float targets (n, k)."""
     if values.dtype.kind in "iub":
         return values.reshape(len(values)) if values.size == len(values) else values.astype(np.float32)
     return values.reshape(len(values), -1)

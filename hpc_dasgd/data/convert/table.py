@@ -1,4 +1,7 @@
-"""Tables of numbers as text: a row for each example, the target in the last column or in one that is called so."""
+"""Reader of ``.csv`` files with one row of numbers per example.
+
+The target is the column named label, class, target or y, or the last column.
+"""
 
 import csv
 from collections.abc import Iterator
@@ -6,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_dasgd.data.convert.pieces import PIECE_BYTES, Piece, Source
+from hpc_dasgd.arrays.types import AnyArray
+from hpc_dasgd.data.convert.source import BLOCK_BYTES, Examples, Source
 from hpc_dasgd.errors import ConfigError
 
 _TARGETS = ("label", "class", "target", "y")
@@ -15,15 +19,15 @@ _LARGEST_CLASS = 1 << 20
 
 
 def recognize(path: Path) -> Source | None:
-    """A file whose name ends in ``.csv``; None for anything else."""
+    """Return the source if `path` is a file whose name ends in ``.csv``; None otherwise."""
     if path.suffix != ".csv" or not path.is_file():
         return None
     classes = _are_classes(path)
-    return Source(path, [("train", 0, _pieces(path, classes))], {"description": f"rows of {path.name}"})
+    return Source(path, [("train", 0, _examples(path, classes))], {"description": f"rows of {path.name}"})
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[float], float]]:
-    """Yield line number, features and target of each row."""
+    """Yield the line number, the features and the target of each row."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         column, width = -1, None
@@ -66,22 +70,23 @@ def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
 
 
 def _are_classes(path: Path) -> bool:
-    """Whether every target is a small whole number."""
+    """Return whether every target is an integer of at least 0 and below `_LARGEST_CLASS`."""
     return all(target.is_integer() and 0 <= target < _LARGEST_CLASS for _, _, target in _rows(path))
 
 
-def _pieces(path: Path, classes: bool) -> Iterator[Piece]:
-    x, y = [], []
+def _examples(path: Path, classes: bool) -> Iterator[Examples]:
+    x: list[list[float]] = []
+    y: list[float] = []
     for _, features, target in _rows(path):
         x.append(features)
         y.append(target)
-        if len(x) * len(features) * _NUMBER_BYTES >= PIECE_BYTES:
-            yield _piece(x, y, classes)
+        if len(x) * len(features) * _NUMBER_BYTES >= BLOCK_BYTES:
+            yield _block(x, y, classes)
             x, y = [], []
     if x:
-        yield _piece(x, y, classes)
+        yield _block(x, y, classes)
 
 
-def _piece(x: list, y: list, classes: bool) -> Piece:
-    targets = np.array(y, np.int64) if classes else np.array(y)[:, np.newaxis]
-    return Piece(np.array(x), targets)
+def _block(x: list[list[float]], y: list[float], classes: bool) -> Examples:
+    targets: AnyArray = np.array(y, np.int64) if classes else np.array(y)[:, np.newaxis]
+    return Examples(np.array(x), targets)

@@ -1,4 +1,4 @@
-"""Baselines that asynchronous exchanges are compared with: `allreduce` (synchronous SGD) and `none`.
+"""Baselines with which asynchronous exchanges are compared: `allreduce` (synchronous SGD) and `none`.
 
 A new baseline is a module here and a row in ``config/exchange_traits.py``.
 """

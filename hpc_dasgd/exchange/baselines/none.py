@@ -1,51 +1,56 @@
-"""Exchange `none`: each rank alone. The yardstick of benchmarks."""
+"""Exchange `none`: each rank trains alone, the reference of benchmarks."""
 
 import time
 
-import numpy as np
-
 from hpc_dasgd.arrays.arithmetic import add_up
-from hpc_dasgd.exchange.interface import Exchange, Settled, Update
-from hpc_dasgd.exchange.reader import Neighbour, PublicationThrottle, Reader
+from hpc_dasgd.exchange.interface import Exchange, ExchangeSetup, Settled, Update
+from hpc_dasgd.exchange.reader import Peer, PublicationThrottle, Reader
 from hpc_dasgd.overlay import topology
 from hpc_dasgd.window.publication import PublicationWindow
+from hpc_dasgd.window.slots import PublicationLayout
 
-LISTEN_EVERY_S = 0.1
+HEADER_INTERVAL_S = 0.1
+"""Time from one read of a header to the next, in seconds."""
 
 
 class NoExchange(Exchange):
-    """Plain SGD on every rank; nothing travels but the wish to end the run.
+    """Plain SGD on every rank; ranks only communicate requests to end the run.
 
-    For that each rank reads a header ten times a second, of the ranks 1, 2, 4, ... before it in turn.
+    For this each rank reads one header ten times per second, in turn those of the ranks 1, 2, 4, ... before it.
 
     Passes over main memory per step, in arrays of `n_params`: gradient read, replica read and written (3).
+
+    Parameters
+    ----------
+    setup : ExchangeSetup
     """
 
-    combines = "own"
-
-    def __init__(self, comm, x0: np.ndarray, device=None):
-        super().__init__(comm, x0, device=device)
-        self._window = PublicationWindow(comm, 0, x0.dtype, n_slots=1)
+    def __init__(self, setup: ExchangeSetup):
+        super().__init__(setup)
+        comm = setup.comm
+        self._window = PublicationWindow(comm, PublicationLayout(0, setup.x0.dtype, n_slots=1))
         self._reader = Reader(comm, self._window, n_slots=1, n_buffers=0)
-        sources = topology.exponential(comm.rank, comm.size).sources
-        self._listened = [Neighbour(rank, 0, None, PublicationThrottle()) for rank in sources]
-        self._n_listened, self._next_s = 0, 0.0
+        self._peers = [
+            Peer(rank, 0, PublicationThrottle()) for rank in topology.exponential(comm.rank, comm.size).sources
+        ]
+        self._n_headers, self._next_s = 0, 0.0
 
     @property
     def gradients(self) -> int:
-        """Own gradients times ranks: the others are taken to be as fast."""
+        """Number of own gradients times number of ranks: the other ranks are assumed to be equally fast."""
         return int(self.versions[self.comm.rank]) * self.comm.size
 
     def pull(self) -> None:
-        """Now and then see whether another rank wants to end the run."""
+        """Read a header, if it is time, to learn whether another rank requests the end of the run."""
         now_s = time.monotonic()
-        if self._listened and now_s >= self._next_s:
-            self._next_s = now_s + LISTEN_EVERY_S
-            self._reader.listen(self._listened[self._n_listened % len(self._listened)])
-            self._n_listened += 1
+        if self._peers and now_s >= self._next_s:
+            self._next_s = now_s + HEADER_INTERVAL_S
+            self._reader.poll_header(self._peers[self._n_headers % len(self._peers)])
+            self._n_headers += 1
             self.stopping = self._reader.stopping
 
     def push(self, update: Update) -> None:
+        """Add an own update to the replica. Not collective; never waits."""
         for lo, hi in self.blocks:
             scaled, replica = self.scratch[: hi - lo], self.parameters[lo:hi]
             update(lo, hi, scaled)
@@ -53,17 +58,19 @@ class NoExchange(Exchange):
         self.versions[self.comm.rank] += 1
 
     def stop(self) -> None:
+        """Request the end of the run on all ranks. Not collective."""
         self._reader.stop()
         self.stopping = True
 
     def spent(self) -> None:
-        """End this rank alone: every rank has a budget of its own."""
+        """End the run of this rank only: every rank has a budget of its own."""
         self.stopping = True
 
     def settle(self) -> Settled:
-        while under_way := [other for other in self._listened if other.reading]:
-            self._reader.listen(under_way[0])
+        """Complete reads that are under way; each rank keeps its own parameters."""
+        self._reader.finish_headers(self._peers)
         return Settled(drift=0.0, dropped_reads=0)
 
     def free(self) -> None:
+        """Free the window. Collective over `comm`."""
         self._window.free()

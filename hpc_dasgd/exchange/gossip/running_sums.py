@@ -1,40 +1,48 @@
-"""The arithmetic of push-sum by running sums: pure, no communication.
+"""The arithmetic of push-sum by running sums, as pure functions without communication.
 
-Rank `i` holds a numerator `z_i` and a weight `w_i`, which starts at 1; its replica is ``z_i / w_i``. With a
-*gift* it keeps the share `a` of both and gives the share `a` to each of its targets: it adds it to the
-*running sum* of all that it has ever given to any one of them. A target keeps the running sum that it last
-saw, and takes the difference to the new one: every gift once, however many were given between two reads, and
-whatever became of single reads (Hadjicostis, Vaidya, Dominguez-Garcia, "Robust distributed average consensus via
-exchange of running sums", IEEE Trans. Autom. Control 61 (2016); Spiridonoff, Olshevsky, Paschalidis, "Robust
-asynchronous stochastic gradient-push", arXiv 1811.03982).
+Rank `i` holds a numerator `z_i` and a weight `w_i`, which is 1 at first; its replica is ``z_i / w_i``. A rank that
+*gives* keeps the share `a` of both, and gives the share `a` to each of its targets: it adds it to the *running sum* of
+everything that it has given to one of them. A target keeps the running sum that it has read last, and takes the
+difference to the new one. Every gift is taken exactly once, for any number of gifts between two reads and for any
+number of failed reads (Hadjicostis, Vaidya, Dominguez-Garcia, "Robust distributed average consensus via exchange of
+running sums", IEEE Trans. Autom. Control 61 (2016); Spiridonoff, Olshevsky, Paschalidis, "Robust asynchronous
+stochastic gradient-push", arXiv 1811.03982).
 
-A numerator and its weight go through the same functions and stand in one array, *mass*, the weight last. All
-is float64, whatever the parameters' dtype: a running sum grows with every gift while the gifts do not. After
-`t` gifts float32 could tell a gift from its neighbours to within ``t * 6e-8`` of it only, float64 to within
-``t * 1e-16``; and numerators, which are added to and subtracted from for ever, would lose mass by their own
-rounding.
+Numerator and weight are processed by the same functions and stored in one array, the *mass*, with the weight as its
+last element. It is float64 for any dtype of the parameters: a running sum grows with every gift, and the gifts do not.
+After `t` gifts a float32 running sum would represent a gift with a relative precision of only ``t * 6e-8``, a float64
+one with ``t * 1e-16``. Numerators, which are added to and subtracted from during the whole run, would lose mass by
+their own rounding.
 """
 
 import numpy as np
 
-# A rank whose weight is below this keeps what it has. Weights of equally fast ranks are about 1 when they give; that
-# of a rank 16 times as fast as the average would settle here. Below, it would give away what is hardly worth reading,
-# and in the end more of its weight than its gifts, rounded as they are to the running sum's last bit, tell exactly.
-LEAST_WEIGHT = 1 / 16
+from hpc_dasgd.arrays.types import Float64s, Floats
+
+MIN_WEIGHT = 1 / 16
+"""Weight below which a rank does not give. Weights of equally fast ranks are about 1 when they give; that of a rank 16
+times as fast as the average would approach this value. The gifts of a rank with less weight would hardly be
+worth reading, and would finally be as small as the rounding errors of the running sum to which they are added."""
 
 
 def may_give(weight: float) -> bool:
-    """Whether a rank of this weight gives; its weight is therefore at least ``LEAST_WEIGHT * share`` for ever.
+    """Return True if a rank of this weight gives.
 
-    While nothing comes back each gift leaves the share `a` of the weight, so that of a rank among much slower
-    ones would vanish. It is not left out: what the others give it makes it give again. Not all can wait for
-    each other, since all weights, with what is given and not yet taken, sum to the number of ranks.
+    The weight of a rank is therefore always at least ``MIN_WEIGHT * share``. As long as a rank receives nothing, each
+    gift multiplies its weight by the share, so that the weight of a rank among much slower ones would vanish. Such a
+    rank is not excluded: it gives again when others have given to it. Not all ranks can wait for each other, because
+    the weights, together with what is given and not yet taken, sum to the number of ranks.
+
+    Examples
+    --------
+    >>> may_give(0.5), may_give(0.01)
+    (True, False)
     """
-    return weight >= LEAST_WEIGHT
+    return weight >= MIN_WEIGHT
 
 
-def add_update(mass: np.ndarray, weight: float, update: np.ndarray, replica: np.ndarray, scratch: np.ndarray) -> None:
-    """Do ``mass += weight * update`` and store ``mass / weight`` into `replica`, which so moves by `update`.
+def add_update(mass: Float64s, weight: float, update: Floats, replica: Floats, scratch: Float64s) -> None:
+    """Add ``weight * update`` to `mass`, and store ``mass / weight`` into `replica`, which moves by `update`.
 
     Parameters
     ----------
@@ -47,19 +55,17 @@ def add_update(mass: np.ndarray, weight: float, update: np.ndarray, replica: np.
     np.divide(mass, weight, out=replica, casting="same_kind")
 
 
-def give(
-    mass: np.ndarray, share: float, n_targets: int, given: np.ndarray, now_given: np.ndarray, scratch: np.ndarray
-) -> None:
+def give(mass: Float64s, share: float, n_targets: int, given: Float64s, now_given: Float64s, scratch: Float64s) -> None:
     """Give `share` of `mass` to each of `n_targets`: store the new running sum into `now_given`.
 
-    What is subtracted from `mass` is not what was meant to be given, but what the rounded running sum has
-    grown by. That difference is exact, here and in `take`, so mass is lost and made by the rounding of `mass`
-    alone, not by that of sums that have grown large.
+    What is subtracted from `mass` is the amount by which the rounded running sum has grown, not the amount that was to
+    be given. This difference is exact, here and in `take`. Mass is therefore lost or created only by the rounding of
+    `mass`, not by that of large running sums.
 
     Parameters
     ----------
     mass, given, now_given, scratch : ndarray, shape (n,), float64
-        No two overlap; `given` is the running sum so far.
+        No two of them overlap; `given` is the previous running sum.
     share : float
     n_targets : int
     """
@@ -70,7 +76,12 @@ def give(
     np.subtract(mass, scratch, out=mass)
 
 
-def take(mass: np.ndarray, given: np.ndarray, seen: np.ndarray, scratch: np.ndarray) -> None:
-    """Add to `mass` what the running sum `given` holds beyond `seen`; all float64, shape (n,)."""
+def take(mass: Float64s, given: Float64s, seen: Float64s, scratch: Float64s) -> None:
+    """Add to `mass` the amount by which the running sum `given` exceeds `seen`.
+
+    Parameters
+    ----------
+    mass, given, seen, scratch : ndarray, shape (n,), float64
+    """
     np.subtract(given, seen, out=scratch)
     np.add(mass, scratch, out=mass)

@@ -1,162 +1,136 @@
-"""Exchange `server`: centralized asynchronous SGD, the baseline that decentralized SGD is held against.
+"""Exchange `server`: centralized asynchronous SGD, the baseline with which decentralized SGD is compared.
 
-One rank's window holds the model. All ranks get it, take a gradient at what they got, and add their update to
-it; nobody waits for anybody.
+The window of one rank contains the model. All ranks read it, compute a gradient at what they have read, and add their
+update to the model; no rank waits for another.
 """
+
+from __future__ import annotations
 
 import time
 
 import numpy as np
 
-from hpc_dasgd.exchange.interface import Exchange, Settled, Update
-from hpc_dasgd.exchange.push.outbox import Buffers, ModelTransfer, Outbox, ended
-from hpc_dasgd.exchange.reader import HEADER_PATIENCE_S
-from hpc_dasgd.window.model import ModelWindow
+from hpc_dasgd.arrays.types import Array, Floats, Int64s
+from hpc_dasgd.config.settings import ExchangeConfig
+from hpc_dasgd.errors import ConfigError
+from hpc_dasgd.exchange.interface import ExchangeSetup
+from hpc_dasgd.exchange.push.outbox import ModelTransfer, Steps, has_ended
+from hpc_dasgd.exchange.push.pushing import PushExchange
+from hpc_dasgd.exchange.reader import HEADER_POLL_S
+from hpc_dasgd.window.memory import Transfer
 
 
-class ServerExchange(Exchange):
-    """Every rank, the server included, gets the server's model and adds its updates to it.
+class ServerExchange(PushExchange):
+    """Every rank, including the server, reads the model of the server and adds its updates to it.
 
-    A replica is what its rank got of the server; own updates that were sent are in it when they come back from
-    there. The own entry of the version vector may thus lag behind `made`, as that of any rank. Counters are
-    read before the payload: the replica holds all that its version vector says. It may hold more, up to what
-    was added while it was read, and of such an update a part of the elements only. The logged staleness is
-    therefore never too low.
+    A replica is what its rank has read from the server; own updates are part of it after the rank has read them back.
+    The own entry of the version vector may therefore be lower than `made`. Counters are read before the payload: the
+    replica holds at least the updates of its version vector. It may also hold updates that arrived while it was read,
+    some of them only in a part of the elements. The logged staleness is therefore never too low.
 
-    With ``every > 1`` updates are added up and every `every`-th sends their sum and gets the model. Nothing
-    waits: while an addition is under way updates are added up too, and while a read is, the old replica stays.
-    Updates that wait to be sent are also added to the replica until a newer model replaces it. (Gradients all
-    taken at the replica as it came would act as one with a multiple of the stepsize: such runs often diverged.)
+    With ``every > 1`` updates are summed, and every `every`-th step sends the sum and reads the model. Nothing waits:
+    while an addition is under way updates are summed too, and while a read is under way the old replica stays. Updates
+    that have not been sent yet are also added to the replica until a newer model replaces it. (Gradients that are all
+    computed at the same replica act as one gradient with a multiple of the stepsize: such runs often diverged.)
 
-    In shared memory additions and reads are through at once: `pull` leaves the newest model. Where the network
-    needs the server's help, both go as far as the server calls `pull` or `push`.
+    In shared memory additions and reads complete at once: `pull` leaves the newest model. On networks that need the
+    server's help, both progress when the server calls `pull` or `push`.
 
     Passes over main memory per exchange in arrays of `n_params`, at a worker or at the server for itself:
 
-    - 2 for the update: gradient read, sum to be sent written; 5 where it waits to be sent, since sum and replica are
-      both read and written.
-    - 3 for sending: sum read, server's payload read and written.
-    - 2 in `pull`, if the server has news: its payload read, replica written; 2 more where reads take their
-      time. The server's memory thus sees 4 passes for each rank's exchange.
+    - 2 for the update: gradient read, sum to be sent written; 5 if the update waits to be sent, since sum and replica
+      are both read and written.
+    - 3 for sending: sum read, payload of the server read and written.
+    - 2 in `pull`, if the server has new updates: its payload read, replica written; 2 more if reads do not complete at
+      once. The server's memory thus sees 4 passes for each exchange of a rank.
 
-    Memory, in the same unit: replica 1, sum to be sent 1, at the server the window's 1. Where calls take their
-    time, 1 more for the next sum and 1 for what comes back of each kind of call under way.
+    Memory, in the same unit: replica 1, sum to be sent 1, and at the server the window 1. If calls do not complete at
+    once, 1 more for the next sum and 1 for each kind of call under way.
 
     Parameters
     ----------
-    comm : MPI.Intracomm
-    x0 : ndarray, shape (n_params,), float32 or float64
-        The same on every rank.
-    server_rank : int
-    server_computes : bool
-        Whether the server takes gradients too.
-    every : int
-        Own updates from one exchange to the next.
+    setup : ExchangeSetup
+        ``settings.server_rank`` is the server; ``settings.server_computes`` tells whether it computes gradients too.
     """
 
-    def __init__(self, comm, x0: np.ndarray, server_rank: int = 0, server_computes: bool = True, every: int = 1):
-        super().__init__(comm, x0, every)
-        self._server = server_rank
-        serves = comm.rank == server_rank
-        self.computes = server_computes or not serves
-        self._window = ModelWindow(comm, self.parameters if serves else None)
-        buffers = Buffers(self.scratch.size, self.parameters.size, self.parameters.dtype)
-        self._outbox = Outbox(self._window, [server_rank], self.blocks, buffers)
-        self._passage = ModelTransfer(self.parameters.size, buffers)
+    def __init__(self, setup: ExchangeSetup):
+        self._server = setup.settings.server_rank
+        serves = setup.comm.rank == self._server
+        super().__init__(setup, [self._server], has_model=serves, root=self._server)
+        self.computes = setup.settings.server_computes or not serves
+        self._model_transfer = ModelTransfer(self.parameters.size, self._buffers)
         self._header = self._window.new_header()
-        self._known = np.zeros(comm.size, np.int64)  # the server's counters as last seen
-        self._got = np.zeros(comm.size, np.int64)  # as they were before the model was read that the replica began as
-        self._looking = None  # read of the header under way
-        self._getting = None  # generator of the read of the payload under way
-        self._made = 0
+        self._counters: Int64s = np.zeros(setup.comm.size, np.int64)  # of the server, in the last header that was read
+        self._model_counters: Int64s = np.zeros(setup.comm.size, np.int64)  # of the server, before the replica was read
+        self._header_read: Transfer | None = None
+        self._model_read: Steps | None = None
 
-    @property
-    def made(self) -> int:
-        return self._made
+    @classmethod
+    def check_settings(cls, settings: ExchangeConfig, n_ranks: int) -> None:
+        """Check that the server exists and that a rank computes gradients.
 
-    @property
-    def transferred_bytes(self) -> int:
-        return self._window.transferred_bytes
+        Raises
+        ------
+        ConfigError
+            If the server does not exist, or no rank computes gradients.
+        """
+        server = settings.server_rank
+        if server >= n_ranks:
+            raise ConfigError(f"`exchange.server_rank` must be below the number of ranks, {n_ranks}, got {server}")
+        if n_ranks == 1 and not settings.server_computes:
+            raise ConfigError("`exchange.server_computes` must be true on a single rank, got false")
 
-    def pull(self) -> None:
-        """Go on with what is being sent and got; begin to get the model where it is new."""
-        self._window.progress()
-        if self.exchanging:
-            self._outbox.send()
-        else:
-            self._outbox.poll()
-        self._get()
-
-    def push(self, update: Update) -> None:
-        """Make an own update and begin to add it to the server's model; the replica has one that waits."""
-        exchanges = self._count_step()
-        if exchanges:
-            self._look()  # the stepsize may depend on what the gradient has missed
-        waits = not exchanges or self._outbox.under_way
-        if waits and self.versions[self.comm.rank] == self._made:  # else an older one is missing
-            self.versions[self.comm.rank] += 1
-        self._made += 1
-        self._outbox.add(update, self.parameters if waits else None)
-        if exchanges:
-            self._outbox.send()
-        else:
-            self._outbox.poll()
-
-    def missed(self, held: np.ndarray) -> int:
-        """Count updates beyond `held` that the server had when last looked at, and the own ones."""
-        beyond = self._known - held
-        beyond[self.comm.rank] = self._made - 1 - held[self.comm.rank]
+    def missed(self, versions: Int64s) -> int:
+        """Return the number of updates beyond `versions`: those in the server's last header, and the own ones."""
+        beyond = self._counters - versions
+        beyond[self.comm.rank] = self._made - 1 - versions[self.comm.rank]
         return int(beyond.sum())
 
-    def stop(self) -> None:
-        """Have the server's flag raised, which all ranks see when they look there."""
-        if not self.stopping:
-            self.stopping = True
-            self._outbox.stop()
+    def _copy_model(self) -> None:
+        """Read the header of the server, and its model if it is new, as far as possible without waiting."""
+        arrived = (self.exchanging or self._header_read is not None) and self._poll_header()
+        if arrived and self._model_read is None and np.any(self._counters != self._model_counters):
+            self._model_read = self._read_model(self._counters.copy())
+        if self._model_read is not None and has_ended(self._model_read):
+            self._model_read = None
 
-    def settle(self) -> Settled:
-        """Send all there is to send; when everybody has, get the model once more."""
-        self._outbox.finish()
-        counts = self.comm.allgather(self._made)
+    def _prepare_push(self, exchanges: bool) -> Array | None:
+        if exchanges:
+            self._poll_header()  # the stepsize may depend on what the gradient has missed
+        waits = not exchanges or self._outbox.under_way
+        if waits and self.versions[self.comm.rank] == self._made:  # otherwise the replica lacks an earlier own update
+            self.versions[self.comm.rank] += 1
+        return self.parameters if waits else None
+
+    def _copy_final_model(self, counts: list[int]) -> None:
         self.exchanging = True
-        while self._looking is not None or self._getting is not None or self._got.tolist() != counts:
-            self._get()
-        return Settled(self._take_from(self._server), dropped_reads=0)
+        while self._header_read is not None or self._model_read is not None or self._model_counters.tolist() != counts:
+            self._copy_model()
 
-    def free(self) -> None:
-        self._window.free()
-
-    def _get(self) -> None:
-        """Look at the server and read its model, as far as it goes without waiting."""
-        looked = (self.exchanging or self._looking is not None) and self._look()
-        if looked and self._getting is None and np.any(self._known != self._got):
-            self._getting = self._read_model(self._known.copy())
-        if self._getting is not None and ended(self._getting):
-            self._getting = None
-
-    def _look(self) -> bool:
-        """Read the server's header as far as it goes without waiting; whether that is through."""
-        if self._looking is None:
-            self._looking = self._window.read_header(self._server, self._header)
-        end_s = time.perf_counter() + HEADER_PATIENCE_S
-        while not self._looking.done():
+    def _poll_header(self) -> bool:
+        """Read the header of the server, as far as possible without waiting. Return True if it has arrived."""
+        if self._header_read is None:
+            self._header_read = self._window.read_header(self._server, self._header)
+        end_s = time.perf_counter() + HEADER_POLL_S
+        while not self._header_read.done():
             if time.perf_counter() > end_s:
                 return False
-        self._looking = None
-        self._window.fence()  # counters are never ahead of the payload
+        self._header_read = None
+        self._window.fence()  # the payload is read after the counters, so that it holds at least these updates
         self.stopping |= self._header.stopping
-        self._known[:] = self._header.counters
+        self._counters[:] = self._header.counters
         return True
 
-    def _read_model(self, counters: np.ndarray):
-        """Read the payload into the replica; yields wherever it would have to wait."""
+    def _read_model(self, counters: Int64s) -> Steps:
+        """Read the payload into the replica; yields whenever it would have to wait."""
 
-        def begin(lo: int, buffer: np.ndarray):
+        def start(lo: int, buffer: Floats) -> Transfer:
             return self._window.read_payload(self._server, lo, buffer)
 
-        def arrived(lo: int, buffer: np.ndarray):
+        def store(lo: int, buffer: Floats) -> None:
             self.parameters[lo : lo + buffer.size] = buffer
-            self.versions[self.comm.rank] = self._got[self.comm.rank]  # own updates since are gone there
+            # Own updates that were added to the replica since are not part of this block any more.
+            self.versions[self.comm.rank] = self._model_counters[self.comm.rank]
 
-        yield from self._passage.move(begin, arrived)
-        self._got[:] = self.versions[:] = counters
+        yield from self._model_transfer.move(start, store)
+        self._model_counters[:] = self.versions[:] = counters

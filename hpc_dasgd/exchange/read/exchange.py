@@ -1,364 +1,184 @@
 """Exchange `read`: decentralized asynchronous SGD by one-sided reads of contributions.
 
-A rank's contribution is the sum of all updates that it has made itself; rank 0's also holds ``x_0``. Each
-rank publishes its own and reads its neighbours'; a replica is the sum of its own and of what it last read of
-each neighbour. Reading twice changes nothing, and missing ten versions and reading the eleventh brings all
-eleven: every update arrives exactly once, whatever the timing.
+The contribution of a rank is the sum of all updates that it has made; that of rank 0 also contains ``x_0``. Each rank
+publishes its contribution and reads those of its neighbours. A replica is the sum of the own contribution and of the
+last contributions that were read. Reading a contribution twice changes nothing, and a rank that misses ten versions and
+reads the eleventh obtains all eleven: every update arrives exactly once, for any timing.
 
-On the complete overlay every rank is a neighbour and shows its contribution. On a tree it shows each
-neighbour the partial sum of its own side of the edge between them (`partial_sums`): an all-reduce by reading
-that never waits.
+On the complete overlay all ranks are neighbours, and each publishes its contribution. On a tree a rank publishes for
+each neighbour the partial sum of the own side of the edge between them (`hpc_dasgd.overlay.partial_sums`), which
+amounts to an all-reduce by reads that never waits.
 
-To survive the death of ranks, each shows its contribution on a channel of its own on every overlay. A rank on a
-tree that hears of a death leaves the tree for the complete overlay. Its replica stays what it is, but for own
-updates, until all contributions have been read that were in it; from then on the replica is their sum.
+With ``exchange.survive`` the ranks continue without those that died; see `survivors`.
 """
 
-import math
-import os
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
 
-import numpy as np
-
-from hpc_dasgd.errors import TrainingError
-from hpc_dasgd.exchange.interface import Exchange, Settled, Update
-from hpc_dasgd.exchange.read.device_store import DeviceStore
-from hpc_dasgd.exchange.read.host_store import HostStore
-from hpc_dasgd.exchange.read.survival import Survivors
-from hpc_dasgd.exchange.reader import Neighbour, PublicationThrottle, Reader, count_missed
+from hpc_dasgd.arrays.types import Array, Int64s
+from hpc_dasgd.config.settings import ExchangeConfig
+from hpc_dasgd.exchange.interface import Exchange, ExchangeSetup, Settled, Update
+from hpc_dasgd.exchange.read.channels import Channels, Tree, complete_channels, tree_channels
+from hpc_dasgd.exchange.read.membership import AllRanks, Membership
+from hpc_dasgd.exchange.read.state import ReadState
+from hpc_dasgd.exchange.read.survivors import Survivors
+from hpc_dasgd.exchange.reader import count_missed
 from hpc_dasgd.overlay import topology
-from hpc_dasgd.window.publication import PublicationWindow, Slot, Word
+from hpc_dasgd.runtime import collective
 
-COMPLETE_SLOTS, TREE_SLOTS = 3, 2
-LOOK_AGAIN_S = 50e-6  # for news of all neighbours, while a device computes
-LAST_READ_S = 60.0  # for what a rank that died has published
-_TOWARD_TAG = 103
+POLL_INTERVAL_S = 50e-6
+"""Time between two polls for new publications while a device computes and no read is under way, in seconds."""
 
 
 class ReadExchange(Exchange):
-    """Every rank reads its neighbours' publications.
+    """Every rank reads the publications of its neighbours.
 
-    The replica is summed anew whenever a term of it has changed. It is therefore a function of its version
-    vector alone, with nothing to drift apart, and a run can be replayed.
+    The replica is summed again whenever one of its terms has changed. It is therefore a function of its version vector:
+    rounding errors do not accumulate, and a run can be replayed.
 
-    Publication `p` stands in its slot until publication ``p + n_slots`` is begun. With *snapshot* consistency
-    a read that ended before that saw one version only; any other is dropped. With *elementwise* consistency
-    nothing is dropped: a read may then mix versions from element to element, which the next read mends.
+    Publication `p` is in its slot until publication ``p + n_slots`` is started. With *snapshot* consistency a read that
+    ended before that contains a single version; other reads are dropped. With *elementwise* consistency no read is
+    dropped: a read may mix versions from element to element, and the next read corrects that.
 
-    With `D` neighbours (``n_ranks - 1`` on the complete overlay, independent of the number of ranks on a
-    tree), passes over main memory per step in arrays of `n_params`:
+    With `D` neighbours (``n_ranks - 1`` on the complete overlay, independent of the number of ranks on a tree), the
+    passes over main memory per step in arrays of `n_params` are:
 
-    - ``D + 4`` in `push` on the complete overlay and in a tree's leaves: gradient, last publication and what
-      was seen read, next publication and replica written. Update, publication and replica share this one
-      pass, and publishing costs no copy. ``2 D + 4`` in other ranks of a tree: gradient, contribution and
-      what was seen read; contribution, replica and an edge's partial sum for each neighbour written.
-    - 2 for each neighbour with news: its slot read, buffer written. Buffer and what was seen before then
-      change places. The buffer has to be whole before it is used, since an unconfirmed read may be dropped.
-    - ``D + 2`` in `pull` if news came since the `push` before: contribution and what was seen read, replica
-      written.
-    - A neighbour without news costs 64 bytes.
+    - ``D + 4`` in `push` on the complete overlay and in the leaves of a tree: gradient, last publication and last reads
+      of the neighbours read; next publication and replica written. Update, publication and replica share this pass,
+      and publishing needs no copy. ``2 D + 4`` in the other ranks of a tree: gradient, contribution and last reads of
+      the neighbours read; contribution, replica and a partial sum for each neighbour written.
+    - 2 for each neighbour with a new publication: its slot read, a buffer written. The buffer is then exchanged for
+      what was read before. It has to be complete before it is used, since a read may have to be dropped.
+    - ``D + 2`` in `pull` if a publication has arrived since the previous `push`: contribution and last reads
+      of the neighbours read, replica written.
+    - A neighbour without a new publication costs 64 bytes.
 
-    Memory, in the same unit: on the complete overlay replica 1, slots 3, seen ``n_ranks - 1``, buffers
-    `reads_in_flight`; on a tree replica 1, contribution 1, slots ``2 D``, seen `D`, buffers
-    `reads_in_flight`. To survive, an inner rank of a tree has slots ``2 D + 2`` and no other contribution; once it
-    has left the tree there come seen and buffers as on the complete overlay, and it gives nothing back.
+    Memory, in the same unit: on the complete overlay replica 1, slots 3, last reads ``n_ranks - 1``, buffers
+    `reads_in_flight`; on a tree replica 1, contribution 1, slots ``2 D``, last reads `D`, buffers `reads_in_flight`.
+    With ``exchange.survive`` an inner rank of a tree has slots ``2 D + 2`` and no other contribution; a rank that has
+    left the tree needs the memory for last reads and buffers of the complete overlay in addition.
+
+    On a GPU, passes and memory are those of `DeviceStore`; in host memory there are the slots as above and
+    `reads_in_flight` buffers.
 
     Parameters
     ----------
-    comm : MPI.Intracomm
-    x0 : ndarray, shape (n_params,), float32 or float64
-        The same on every rank.
+    setup : ExchangeSetup
+        With ``settings.device_windows`` every rank must have a GPU and a CUDA-aware MPI.
     tree : callable, optional
-        rank -> tuple of its neighbours on a tree that spans all ranks, the same function on all ranks; None
-        for the complete overlay.
-    consistency : {"snapshot", "elementwise"}
-    every : int
-        Own updates from one exchange to the next.
-    reads_in_flight : int
-        Neighbours read at once on networks where a read takes longer than a step.
+        A tree as overlay: ``tree(rank)`` is the tuple of the neighbours of a rank, the same function on all ranks. By
+        default ``settings.topology`` determines the overlay.
     request_reads : bool, optional
         See `WindowMemory`.
-    heartbeat_timeout_s : float, optional
-        See `Survivors`. None: the death of a rank is not survived.
-    device : Host or Gpu, optional
-        On a GPU passes and memory are those of `DeviceStore`; in host memory slots as above and `reads_in_flight`
-        buffers, no more.
-    device_windows : bool
-        Have payloads in windows on the GPU, which every rank must have, of an MPI that takes its memory; not together
-        with `heartbeat_timeout_s`.
     """
 
-    combines = "sum"
-
-    def __init__(
-        self,
-        comm,
-        x0,
-        *,
-        tree: Callable[[int], tuple[int, ...]] | None = None,
-        consistency="snapshot",
-        every=1,
-        reads_in_flight=1,
-        request_reads=None,
-        heartbeat_timeout_s: float | None = None,
-        device=None,
-        device_windows: bool = False,
-    ):
-        super().__init__(comm, x0, every, device)
-        rank, n_ranks = comm.rank, comm.size
-        survives = heartbeat_timeout_s is not None
+    def __init__(self, setup: ExchangeSetup, *, tree: Tree | None = None, request_reads: bool | None = None):
+        super().__init__(setup)
+        settings, rank, n_ranks = setup.settings, setup.comm.rank, setup.comm.size
+        tree = tree or _tree_of_settings(setup)
+        channels: Channels
         if tree is None:
-            ranks, n_versions, n_slots, own_entry = topology.complete(rank, n_ranks), 1, COMPLETE_SLOTS, 0
-            channels_read = [0] * len(ranks)
+            channels = complete_channels(rank, n_ranks)
         else:
-            ranks, n_versions, n_slots, own_entry = tree(rank), n_ranks, TREE_SLOTS, rank
-            n_before = [int(survives and len(tree(other)) > 1) for other in ranks]
-            channels_read = [before + tree(other).index(rank) for other, before in zip(ranks, n_before, strict=True)]
-        # See `HostStore`.
-        n_edges = 0 if tree is None or len(ranks) < 2 else len(ranks)
-        self._shows_own = survives or not n_edges
-        n_channels = self._shows_own + n_edges
-        self._window = PublicationWindow(
-            comm, x0.size, x0.dtype, n_slots, n_channels, n_versions, request_reads, self.device, device_windows
+            channels = tree_channels(rank, n_ranks, tree, settings.survive)
+        self._state = ReadState(self, channels, setup.x0, request_reads)
+        self._membership: Membership = (
+            Survivors(self._state, settings.heartbeat_timeout_s) if settings.survive else AllRanks(self._state)
         )
-        make_store = HostStore if self.device.on_host else DeviceStore
-        self._store = make_store(self, self._window, self._shows_own, own_entry)
-        self._pacers = [PublicationThrottle() for _ in self._window.channels]
-        pacers = self._pacers[self._shows_own :] or self._pacers * len(ranks)
-        self._neighbours = [
-            self._neighbour(other, channel, pacer)
-            for other, channel, pacer in zip(ranks, channels_read, pacers, strict=True)
-        ]
-        # The entries of the version vector that each neighbour's slots tell.
-        self._entries = [slice(other, other + 1) if tree is None else slice(None) for other in ranks]
-        n_buffers = min(reads_in_flight, len(ranks))
-        self._reader = Reader(comm, self._window, n_slots, n_buffers, consistency == "snapshot")
-        toward = 0 if tree is None else _toward_rank_0(comm, ranks)
-        start = next((other.seen.payload for other in self._neighbours if other.rank == toward), self._store.own)
-        start[...] = self.parameters
-        self._store.show_start()
-        self._version = 0
-        self._n_read_on, self._look_s = 0, 0.0
-        self._n_pieces = 2 + self.parameters.nbytes // (self.device.piece_bytes or self.parameters.nbytes)
-        self._survivors = Survivors(comm, self._window, heartbeat_timeout_s) if survives else None
-        self._on_tree, self._mends = tree is not None, False
-        self._left = []  # neighbours on the tree that was left; their reads may be under way
-        self._stuck = []  # neighbours that died while they were read
+        self._n_read_on = 0  # calls of `read_on` since the last step
+        self._next_poll_s = 0.0
+        n_bytes = self.parameters.nbytes
+        self._n_pieces = 2 + n_bytes // (self.device.piece_bytes or n_bytes)
 
     @property
     def transferred_bytes(self) -> int:
-        return self._window.transferred_bytes
+        """Number of bytes that this rank has read from other ranks, headers included."""
+        return self._state.window.transferred_bytes
 
     @property
-    def contribution(self):
-        """The sum of the own updates, on rank 0 with ``x_0``."""
-        return self._store.own
+    def contribution(self) -> Array:
+        """Sum of the own updates, on rank 0 with ``x_0``: array of the device, shape (n_params,)."""
+        return self._state.store.own
 
     @property
     def died(self) -> tuple[int, ...]:
-        return () if self._survivors is None else tuple(sorted(self._survivors.died))
+        """Ranks that died and without which the others continue, ascending, as far as this rank knows."""
+        return self._membership.died
 
-    def allgather(self, value) -> list:
-        return super().allgather(value) if self._survivors is None else self._survivors.allgather(value)
+    def allgather(self, value: object) -> list[object]:
+        """Return the `value` of every rank, by rank; None for a rank that died. Collective over the ranks alive."""
+        return self._membership.allgather(value)
 
     def pull(self) -> None:
-        """Read on, as far as it goes without waiting, and sum the replica anew where news came."""
-        if self._survivors is not None:
-            self._look_for_deaths()
-        self._store.poll()
-        if self.exchanging and any(self._take_in()):
-            self._store.sum_replica(self._neighbours)
+        """Continue reads, and sum the replica again if a publication has arrived. Not collective; never waits."""
+        self._membership.poll()
+        self._state.store.poll()
+        if self.exchanging and any(self._state.read()):
+            self._state.sum_replica()
 
     def read_on(self) -> None:
-        """Read one piece further of what is being read; look for more, but not all the time."""
+        """Continue the reads under way by one piece, and poll for new publications from time to time. Never waits."""
+        state = self._state
         self._n_read_on += 1
-        self._store.poll()
-        if not self.exchanging or time.perf_counter() < self._look_s:
+        state.store.poll()
+        if not self.exchanging or time.perf_counter() < self._next_poll_s:
             return
-        news = self._take_in()
-        if not (any(news) or any(other.reading for other in self._neighbours)):
-            self._look_s = time.perf_counter() + LOOK_AGAIN_S
+        arrived = state.read()
+        if not (any(arrived) or any(other.reading for other in state.neighbourhood.neighbours)):
+            self._next_poll_s = time.perf_counter() + POLL_INTERVAL_S
 
     def push(self, update: Update) -> None:
-        """Read on, make an own update, sum the replica anew, publish. Not collective; never waits."""
-        exchanges = self._count_step()
-        self._store.poll()
+        """Continue reads, make an own update, sum the replica again, and publish. Not collective; never waits."""
+        state = self._state
+        exchanges = self.count_step()
+        state.store.poll()
         if exchanges:
-            for _ in range(self._n_turns()):
-                self._take_in()
+            for _ in range(self._n_reads_in_push()):
+                state.read()
         self._n_read_on = 0
-        self._version += 1
-        self.versions[self.comm.rank] = self._version
-        self._window.set_word(Word.VERSION, self._version)
-        due = [exchanges and pacer.due() for pacer in self._pacers]
-        due[0] |= self._shows_own and any(due)  # what an edge shows is always to be had from its owner too
-        self._publish(due, update)
+        state.count_update()
+        due = [exchanges and throttle.due() for throttle in state.neighbourhood.throttles]
+        # Whatever an edge publishes of this rank can also be read from the rank itself.
+        due[0] |= state.channels.publishes_own and any(due)
+        state.publish(due, update)
 
-    def missed(self, held: np.ndarray) -> int:
-        """Count the others' updates beyond `held`, as far as this rank has heard of them."""
-        return count_missed(held, self.versions, self._neighbours, self.comm.rank)
+    def missed(self, versions: Int64s) -> int:
+        """Return the number of updates of other ranks beyond `versions` that this rank knows of. Not collective."""
+        return count_missed(versions, self.versions, self._state.neighbourhood.neighbours, self.comm.rank)
 
     def stop(self) -> None:
-        """Raise the flag that every reader of this rank's headers sees and raises too."""
-        self._reader.stop()
+        """Request the end of the run: every rank that reads a header of this one passes it on. Not collective."""
+        self._state.reader.stop()
         self.stopping = True
 
     def settle(self) -> Settled:
-        """Read and show on until every rank holds every update; rank 0's sum of them is then everybody's.
-
-        Sums of the same contributions differ in their last bits, by the order in which ranks take them. To survive,
-        each sums them up itself, in the order of ranks, and no other waits for one that died.
-        """
-        if self._survivors is not None:
-            self._publish_all()
-            return Settled(self._survivors.settle(self._version, self._sum_up), self._reader.dropped_reads)
-        last = self.comm.allgather(self._version)
-        self._publish_all()
-        while self.versions.tolist() != last:
-            news = self._take_in()
-            if not any(news):
-                os.sched_yield()  # what is missing may be with a rank that waits for this core
-            elif self._shows_own:
-                self._store.sum_replica(self._neighbours)
-            else:
-                self._store.finish()
-                self._publish([any(news[:j] + news[j + 1 :]) for j in range(len(news))])
-                self._store.finish()
-        self._reader.finish(self._neighbours)
-        return Settled(self._take_from(0), self._reader.dropped_reads)
+        """Publish everything, and make all replicas the same. Collective over the ranks alive; waits."""
+        self._state.publish_all()
+        drift = self._membership.settle()
+        return Settled(drift, self._state.reader.dropped_reads)
 
     def free(self) -> None:
-        self._store.free()
-        if self._survivors is None or self._survivors.free():
-            self._window.free()
+        """Free the window, if all ranks are alive. Collective over the ranks alive."""
+        self._state.store.free()
+        if self._membership.free():
+            self._state.window.free()
 
-    def _neighbour(self, rank: int, channel: int, pacer: PublicationThrottle) -> Neighbour:
-        return Neighbour(rank, channel, self._store.new_seen(), pacer, self._store.keep)
+    def _n_reads_in_push(self) -> int:
+        """Return how often `push` continues the reads, which on a device come in pieces.
 
-    def _take_in(self) -> list[bool]:
-        """Read on, and note in the version vector what came; say of which neighbour there are news."""
-        news = self._reader.advance(self._neighbours)
-        self.stopping = self._reader.stopping
-        if self._mends:
-            self._mends = not all(self._caught_up(other) for other in self._neighbours)
-            news = [not self._mends] * len(news)
-        if any(news):
-            for other, entries in zip(self._neighbours, self._entries, strict=True):
-                held = self.versions[entries]
-                np.maximum(held, other.seen.versions, out=held)
-        return news
-
-    def _n_turns(self) -> int:
-        """How often to read on in a `push`: on a device not at all where that was done while it computed.
-
-        An objective that waits for its gradient left no time for that, and what is read comes in pieces.
+        Nothing is left to read if that was done while the device computed. An objective that waits for its gradient
+        leaves no time for it.
         """
         if self.device.on_host:
             return 1
         return 0 if self._n_read_on > 1 else self._n_pieces
 
-    def _publish(self, due: list[bool], update: Update | None = None) -> None:
-        """Add `update` to the own contribution, sum the replica anew, publish on the channels that are `due`."""
-        published = self._store.publish(due, self._version, self._neighbours, update, self._mends)
-        for pacer, now in zip(self._pacers, published, strict=True):
-            if now:
-                pacer.published()
 
-    def _publish_all(self) -> None:
-        """Publish on all channels what there is; waits until it is there."""
-        self._store.finish()
-        self._publish([True] * len(self._pacers))
-        self._store.finish()
-
-    # To survive.
-
-    def _look_for_deaths(self) -> None:
-        """Look whether others live; leave a tree that a death has cut. Never waits."""
-        self._survivors.look()
-        for other in self._neighbours:
-            if other.reading and other.rank in self._survivors.died and other not in self._stuck:
-                self._stuck.append(other)
-                self._reader.add_buffer()  # the one in use may never come back
-        heard = self._on_tree and any(other.header[Word.OVERLAY] for other in self._neighbours)
-        if self._on_tree and (heard or self._survivors.died):
-            self._leave_tree()
-
-    def _leave_tree(self) -> None:
-        """Go over to the complete overlay; the replica stays as it is until everything in it has been read there."""
-        self._on_tree, self._mends = False, True
-        self._window.set_word(Word.OVERLAY, 1)
-        self._left = self._neighbours
-        if any(other.reading for other in self._left):
-            self._reader.add_buffer()
-        self._pacers = self._pacers[:1]
-        ranks = topology.complete(self.comm.rank, self.comm.size)
-        self._neighbours = [self._neighbour(other, 0, self._pacers[0]) for other in ranks]
-        self._entries = [slice(None)] * len(ranks)
-        for other in self._neighbours:
-            other.publication = -1  # the start is to be read too: rank 0's is x0
-
-    def _caught_up(self, other: Neighbour) -> bool:
-        """Whether of `other`, read on the complete overlay, everything has come that was in the replica before."""
-        return other.publication >= 0 and bool(other.seen.versions[other.rank] >= self.versions[other.rank])
-
-    def _sum_up(self) -> tuple[list[int], float]:
-        """Make the replica the sum of what all ranks have published, in their order: the same bits on every rank.
-
-        Returns its version vector, and by how much the replica was another, nan where it did not hold everything.
-        Nobody publishes any more: the sum is made in the slot that would be next.
-        """
-        self._read_to_the_end()
-        channel, buffer, versions = self._window.channels[0], self._window.buffer(), []
-        total = channel.begin().payload
-        for rank in range(self.comm.size):
-            if rank == self.comm.rank:
-                slot = channel.published
-            else:
-                slot = buffer = self._read_last(rank, buffer)
-            versions.append(int(slot.versions.max()))
-            for lo, hi in self.blocks:
-                own = slot.payload[lo:hi]
-                np.add(total[lo:hi], own, out=total[lo:hi]) if rank else np.copyto(total[lo:hi], own)
-        mine, drift = self.device.to_host(self.parameters), 0.0 if self.versions.tolist() == versions else math.nan
-        for lo, hi in self.blocks:
-            if drift == drift:
-                drift = max(drift, float(np.abs(mine[lo:hi] - total[lo:hi]).max()))
-            np.copyto(mine[lo:hi], total[lo:hi])
-        self._show(mine)
-        self.versions[:] = versions
-        return versions, drift
-
-    def _read_to_the_end(self) -> None:
-        """End the reads under way of ranks that live; on the complete overlay bring in all that there is."""
-        while True:
-            self._survivors.look()
-            died = self._survivors.died
-            news = [] if self._on_tree else self._take_in()
-            under_way = [other for other in self._left + self._neighbours if other.reading and other.rank not in died]
-            if not under_way and not any(news):
-                break
-            self._reader.advance([other for other in under_way if self._on_tree or other in self._left])
-        if not self._on_tree and not self._mends:
-            self._store.sum_replica(self._neighbours)
-
-    def _read_last(self, rank: int, buffer: Slot) -> Slot:
-        """Read what `rank` has published last, using `buffer`, which may be another afterwards."""
-        buffer.versions[:] = 0
-        other = Neighbour(rank, 0, buffer, self._pacers[0])
-        other.publication = -1
-        begun_s = time.monotonic()
-        while not any(self._reader.advance([other])):
-            self._survivors.look()
-            if rank in self._survivors.died and time.monotonic() - begun_s > LAST_READ_S:
-                raise TrainingError(f"what rank {rank} had published before it died can no longer be read")
-        return other.seen
-
-
-def _toward_rank_0(comm, neighbours: tuple[int, ...]) -> int | None:
-    """The neighbour on whose side of the edge rank 0 is; None on rank 0. Collective."""
-    parent = None if comm.rank == 0 else comm.recv(tag=_TOWARD_TAG)
-    for other in neighbours:
-        if other != parent:
-            comm.send(comm.rank, other, tag=_TOWARD_TAG)
-    return parent
+def _tree_of_settings(setup: ExchangeSetup) -> Tree | None:
+    """Return the tree that the settings name, or None for the complete overlay. Collective unless it is None."""
+    settings: ExchangeConfig = setup.settings
+    if settings.topology == "complete":
+        return None
+    nodes = collective.node_of_each_rank(setup.comm)
+    return lambda rank: topology.tree_neighbours(settings.topology, rank, nodes, fan_out=settings.fan_out)

@@ -1,84 +1,73 @@
-"""Where exchange `read` keeps its contribution, what it has read of others, and their sum: here, in host memory.
+"""Contribution, partial sums and replica of exchange `read` in host memory."""
 
-`device_store` does the same on a GPU.
-"""
+from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from hpc_dasgd.exchange.reader import Neighbour, swap
+from hpc_dasgd.arrays.types import Array
+from hpc_dasgd.exchange.interface import Exchange, Update
+from hpc_dasgd.exchange.read.channels import Channels
+from hpc_dasgd.exchange.reader import Neighbour, swap_buffers
 from hpc_dasgd.overlay.partial_sums import merge_versions, sum_edges, sum_replica
-from hpc_dasgd.window.publication import PublicationWindow, Slot
+from hpc_dasgd.window.publication import PublicationWindow
+from hpc_dasgd.window.slots import Slot
 
 
 class HostStore:
-    """Contribution, replica and partial sums in host memory, stored where others read them.
+    """A `Store` in host memory. Contribution and partial sums are stored in the window, where other ranks read them.
 
-    Where nothing that was read is shown on, one channel shows the contribution to all; to survive, so does the
-    first of several. Its newest slot is the contribution itself.
+    If channel 0 publishes the contribution, its newest slot is the contribution itself.
 
     Parameters
     ----------
     exchange : Exchange
         Whose replica, blocks and scratch are used.
     window : PublicationWindow
-    shows_own : bool
-        Whether channel 0 shows the contribution; the others show an edge each.
-    own_entry : int
-        Index of this rank in the version vectors of slots.
+    channels : Channels
 
     Attributes
     ----------
-    own : array of the device, shape (n_params,)
-        The contribution; another array after each `publish`.
+    own : ndarray, shape (n_params,), host memory
+        The contribution; another array after each call of `publish`.
     """
 
-    keep = staticmethod(swap)
+    accept = staticmethod(swap_buffers)
 
-    def __init__(self, exchange, window: PublicationWindow, shows_own: bool, own_entry: int):
+    def __init__(self, exchange: Exchange, window: PublicationWindow, channels: Channels):
         self._exchange, self._window = exchange, window
-        self._shows_own, self._own_entry = shows_own, own_entry
-        self.own = window.channels[0].slots[0].payload if shows_own else np.zeros_like(exchange.parameters)
+        self._publishes_own, self._own_entry = channels.publishes_own, channels.own_entry
+        self.own: Array = (
+            window.channels[0].slots[0].payload if self._publishes_own else np.zeros_like(exchange.parameters)
+        )
 
     def new_seen(self) -> Slot:
-        """Memory for what was last read of a neighbour, zeroed."""
+        """Return zeroed memory for the last publication of a neighbour."""
         return self._window.buffer()
 
     def sum_replica(self, neighbours: Sequence[Neighbour]) -> None:
-        """Make the replica the contribution and what was read of `neighbours`."""
+        """Store the sum of the contribution and of what was read from `neighbours` into the replica."""
         for lo, hi in self._exchange.blocks:
             seen = [other.seen.payload[lo:hi] for other in neighbours]
             sum_replica(self.own[lo:hi], seen, self._exchange.parameters[lo:hi])
 
     def publish(
-        self, due: list[bool], version: int, neighbours: Sequence[Neighbour], update=None, mends: bool = False
+        self,
+        due: list[bool],
+        version: int,
+        neighbours: Sequence[Neighbour],
+        update: Update | None = None,
+        catching_up: bool = False,
     ) -> list[bool]:
-        """Add `update` to the contribution, sum the replica anew, publish on the channels that are `due`.
-
-        Parameters
-        ----------
-        due : list of bool
-            For each of the first channels.
-        version : int
-            Own updates, this one included.
-        neighbours : sequence of Neighbour
-        update : Update, optional
-        mends : bool
-            Whether the replica is to change by the update alone.
-
-        Returns
-        -------
-        published : list of bool
-            On which channels it was, now or as soon as all is there; a channel that is not ready is left out.
-        """
+        """Add an update to the contribution, sum the replica again, and publish; see `Store.publish`."""
         channels = self._window.channels[: len(due)]
-        # Where the contribution stands in a slot it goes on to the next one, due or not.
-        due_slots = [self._shows_own or due[0], *due[1:]]
-        slots = [channel.begin() if now else None for channel, now in zip(channels, due_slots, strict=True)]
-        own, edges = (slots[0], slots[1:]) if self._shows_own else (None, slots)
-        self._store(own, edges, neighbours, update, mends)
-        self._window.fence()  # a version is never ahead of its payload
+        # A contribution that is kept in a slot moves to the next slot, whether it is due or not.
+        begins = [self._publishes_own or due[0], *due[1:]]
+        slots = [channel.begin() if now else None for channel, now in zip(channels, begins, strict=True)]
+        own, edges = (slots[0], slots[1:]) if self._publishes_own else (None, slots)
+        self._store(own, edges, neighbours, update, catching_up)
+        self._window.fence()  # versions are stored after the payload, so that they are never ahead of it
         if own is not None:
             own.versions[self._own_entry] = version
         seen = [other.seen.versions for other in neighbours]
@@ -91,20 +80,30 @@ class HostStore:
         return due
 
     def poll(self) -> None:
-        """Go on with what is being published."""
+        """Do nothing: publications are complete when `publish` returns."""
 
     def finish(self) -> None:
-        """Wait until all is published."""
+        """Do nothing: publications are complete when `publish` returns."""
 
-    def show_start(self) -> None:
-        """Nothing: the contribution stands in the window."""
+    def publish_start(self) -> None:
+        """Do nothing: the contribution is in the window."""
 
     def free(self) -> None:
-        """Let go of what stands in the window."""
+        """Release the memory of the window."""
         self.own = None
 
-    def _store(self, slot: Slot | None, edges: list[Slot | None], neighbours, update, mends: bool) -> None:
-        """Store the contribution, in `slot` if any, the replica and the payloads of `edges`, all in one pass."""
+    def _store(
+        self,
+        slot: Slot | None,
+        edges: list[Slot | None],
+        neighbours: Sequence[Neighbour],
+        update: Update | None,
+        catching_up: bool,
+    ) -> None:
+        """Store contribution, replica and partial sums in a single pass over memory.
+
+        The contribution is stored into `slot`, if there is one, and the partial sums into the payloads of `edges`.
+        """
         before = self.own
         if slot is not None:
             self.own = slot.payload
@@ -114,11 +113,11 @@ class HostStore:
                 scaled = self._exchange.scratch[: hi - lo]
                 update(lo, hi, scaled)
                 np.add(before[lo:hi], scaled, out=own)
-                if mends:
+                if catching_up:
                     np.add(replica, scaled, out=replica)
             elif before is not self.own:
                 np.copyto(own, before[lo:hi])
-            if mends:
+            if catching_up:
                 continue
             seen = [other.seen.payload[lo:hi] for other in neighbours]
             if not any(edges):

@@ -1,7 +1,8 @@
-"""An objective whose parameters tell which updates are in them; `trials` trains it.
+"""An objective whose parameters reveal which updates they contain; `trials` trains it.
 
-Each rank's updates touch elements of its own. They are positive integers that depend on the rank and the version alone,
-so that float64 adds them exactly in any order, and no two counts of updates have the same sum.
+The updates of each rank change elements that belong to that rank. They are positive integers that depend only on the
+rank and the version. Therefore float64 adds them exactly in any order, and different numbers of updates have different
+sums.
 """
 
 import time
@@ -10,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 MAX_RANKS = 5
-N_OWN = 40  # elements of a rank
+N_OWN = 40  # elements that belong to one rank
 N_PARAMS = MAX_RANKS * N_OWN
 INITIAL = np.arange(N_PARAMS, dtype=np.float64)
-_PERIOD = 997  # versions, after which updates repeat
-_UNIT = 60  # a multiple of all numbers of ranks: means are integers too
+_PERIOD = 997  # number of versions after which updates repeat
+_UNIT = 60  # divisible by every number of ranks, so that means are integers too
 _MAX_VERSIONS = 1 << 18
 
 
 class Updates:
-    """The updates of one rank, by version: gradients with the sign turned."""
+    """The updates of one rank by version: negative gradients, since the stepsize is 1."""
 
     def __init__(self, rank: int):
         self._own = slice(rank * N_OWN, (rank + 1) * N_OWN)
@@ -32,18 +33,22 @@ class Updates:
         update[self._own] = self._rows[version % _PERIOD]
         return update
 
-    def fill(self, version: int, out: np.ndarray) -> None:
+    def write_gradient(self, version: int, out: np.ndarray) -> None:
+        """Overwrite `out` with the gradient of this version."""
         out.fill(0)
         np.negative(self._rows[version % _PERIOD], out=out[self._own])
 
     def sum_to(self, version: int) -> np.ndarray:
-        """Sum of the first `version` updates, shape (N_PARAMS,)."""
+        """Return the sum of the first `version` updates, shape (N_PARAMS,)."""
         total = np.zeros(N_PARAMS)
         total[self._own] = self._own_sum(version)
         return total
 
     def counts(self, total: np.ndarray, at_most: int) -> np.ndarray | None:
-        """By own element how many of the first updates add up to `total`; None where no number does."""
+        """Return, for each element of this rank, how many of the first updates add up to `total`.
+
+        Returns None if there is no such number up to `at_most` for some element.
+        """
         sums = np.stack([self._own_sum(version) for version in range(at_most + 1)])
         found = (sums == total[self._own]).argmax(axis=0)
         return found if (sums[found, np.arange(N_OWN)] == total[self._own]).all() else None
@@ -52,15 +57,15 @@ class Updates:
         return version // _PERIOD * self._sums[-1] + self._sums[version % _PERIOD]
 
 
-class Counted:
-    """The objective; notes when each gradient was taken, in a file of each rank that outlives its process.
+class CountedObjective:
+    """The objective. Each rank records the time of each gradient in a file that remains if its process is killed.
 
     Parameters
     ----------
     record : path
         Folder of these files.
-    step_ms : float
-        What a gradient takes at the least.
+    step_ms : float, ms
+        Minimum time of a gradient.
     """
 
     def __init__(self, record: str, step_ms: float):
@@ -76,14 +81,14 @@ class Counted:
             self._updates = Updates(rank)
             self._times = np.memmap(record_path(self._record, rank), np.float64, "w+", shape=(_MAX_VERSIONS,))
         time.sleep(self._step_s)
-        self._updates.fill(version, out)
+        self._updates.write_gradient(version, out)
         self._times[version] = time.time()
         return float(parameters.mean())
 
 
-def make(data, record: str, step_ms: float = 1.0) -> Counted:
-    """The factory, for ``objective.kind``."""
-    return Counted(record, step_ms)
+def make(data, record: str, step_ms: float = 1.0) -> CountedObjective:
+    """Make the objective; named by ``objective.kind`` in the settings of a trial."""
+    return CountedObjective(record, step_ms)
 
 
 def record_path(folder: Path, rank: int) -> Path:
@@ -91,10 +96,10 @@ def record_path(folder: Path, rank: int) -> Path:
 
 
 def has_begun(folder: Path, rank: int) -> bool:
-    """Whether `rank` computes."""
+    """Return True if `rank` has computed a gradient."""
     return record_path(folder, rank).exists()
 
 
 def times_of(folder: Path, rank: int) -> np.ndarray:
-    """When each version of `rank` was computed, by the clock of the machine; 0 where it was not."""
+    """Return the time at which each version of `rank` was computed, in seconds since 1970; 0 if it was not."""
     return np.fromfile(record_path(folder, rank)) if has_begun(folder, rank) else np.zeros(_MAX_VERSIONS)

@@ -1,4 +1,4 @@
-"""What parameters and versions must be, from which updates are in them; written apart from the package's own code."""
+"""Expected parameters and versions, computed from the updates that they contain, without the code of the package."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ STEPSIZES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.5}
 
 @dataclass
 class Generation:
-    """A start of the run: where it began; `states` are those of the optimizers, by rank, none where they begin."""
+    """A generation: its initial versions and parameters and, if it was resumed, the optimizer states by rank."""
 
     number: int = 0
     n_ranks: int = MAX_RANKS
@@ -25,34 +25,37 @@ class Generation:
     states: dict = field(default_factory=dict)
 
 
-class Saved(NamedTuple):
-    """A good checkpoint file."""
+class UndamagedCheckpoint(NamedTuple):
+    """An undamaged checkpoint file."""
 
     path: Path
     header: checkpoint_file.CheckpointHeader
     versions: np.ndarray
 
 
-class Source(NamedTuple):
-    """What a resumed generation must begin with; without a best one as the first began."""
+class ResumePoint(NamedTuple):
+    """The state with which a resumed generation must begin; if `best` is None, the initial state of the run."""
 
     parent: int
     versions: np.ndarray
-    of_rank: dict[int, Saved]
-    best: Saved | None
+    of_rank: dict[int, UndamagedCheckpoint]
+    best: UndamagedCheckpoint | None
 
 
-class Model:
-    """The run as it has to be.
+class ExpectedRun:
+    """The expected state of a run.
 
     Parameters
     ----------
     exchange, optimizer : str
+        Names in the settings of the trial.
 
     Attributes
     ----------
     sums : bool
-        Whether parameters are resumed as the sum of contributions, not as the replica of one rank.
+        True if a resumed run starts from the sum of contributions, False if from the replica of one rank.
+    generations : dict of int to Generation
+        Generations that were started, by number.
     """
 
     def __init__(self, exchange: str, optimizer: str):
@@ -61,13 +64,13 @@ class Model:
         self.generations: dict[int, Generation] = {}
 
     def parameters(self, generation: Generation, versions: np.ndarray) -> np.ndarray:
-        """The first parameters of a generation, and what was added up to `versions`."""
+        """Return the initial parameters of a generation plus all updates up to `versions`."""
         share = 1 / generation.n_ranks if self._exchange == "allreduce" else 1
         ranks = range(generation.n_ranks)
         return generation.x0 + share * sum(self._walk(generation, rank, versions[rank])[0] for rank in ranks)
 
-    def next(self, source: Source | None, number: int, n_ranks: int) -> Generation:
-        """The generation that goes on from `source`."""
+    def next(self, source: ResumePoint | None, number: int, n_ranks: int) -> Generation:
+        """Return the generation that continues from `source`."""
         if source is None:
             return Generation(n_ranks=n_ranks)
         parent = self.generations[source.parent]
@@ -78,25 +81,25 @@ class Model:
         return Generation(number, n_ranks, source.versions, self.parameters(parent, source.versions), states)
 
     def difference(self, found: np.ndarray, generation: Generation, versions: np.ndarray, at_end: bool) -> str:
-        """In which way parameters are wrong that should hold `versions`; empty where they are right.
+        """Return an error text if parameters do not contain exactly `versions`, else an empty string.
 
-        Of a replica of `accumulate`, but at the end, the versions are the least that it holds.
+        A replica of `accumulate` may contain later versions too, except at the end of the run.
         """
         expected = self.parameters(generation, versions)
         if self._optimizer != "sgd":
             wrong = ~np.isclose(found, expected, rtol=1e-9, atol=1e-6)
         elif self._exchange == "accumulate" and not at_end:
-            wrong = self._beyond_what_arrived(found, generation, versions)
+            wrong = self._lacks_updates(found, generation, versions)
         else:
             wrong = found != expected
-        where = np.flatnonzero(wrong)
-        if not where.size:
+        indices = np.flatnonzero(wrong)
+        if not indices.size:
             return ""
-        first = where[0]
-        return f"{where.size} parameters are wrong; number {first} is {found[first]!r}, must be {expected[first]!r}"
+        first = indices[0]
+        return f"{indices.size} parameters are wrong; number {first} is {found[first]!r}, must be {expected[first]!r}"
 
-    def _beyond_what_arrived(self, found: np.ndarray, generation: Generation, versions: np.ndarray) -> np.ndarray:
-        """Elements that do not hold these versions and perhaps later ones, whole ones and in order."""
+    def _lacks_updates(self, found: np.ndarray, generation: Generation, versions: np.ndarray) -> np.ndarray:
+        """Return True for elements that are not the sum of consecutive updates up to at least `versions`."""
         wrong = np.zeros(N_PARAMS, bool)
         for rank, updates in enumerate(UPDATES):
             own = updates.sum_to(1) > 0
@@ -106,7 +109,7 @@ class Model:
         return wrong
 
     def _walk(self, generation: Generation, rank: int, version: int) -> tuple[np.ndarray, object]:
-        """The sum of a rank's updates from the start of a generation to `version`, and its optimizer's state then."""
+        """Return the sum of a rank's updates from the start of a generation to `version`, and the optimizer's state."""
         first, state = int(generation.before[rank]), generation.states.get(rank)
         if self._optimizer == "sgd":
             return UPDATES[rank].sum_to(version) - UPDATES[rank].sum_to(first), None
@@ -124,17 +127,17 @@ class Model:
         return total, state
 
 
-def read_saved(path: Path) -> Saved:
-    """Read a checkpoint that must be good."""
+def read_undamaged(path: Path) -> UndamagedCheckpoint:
+    """Read a checkpoint that must be undamaged."""
     checkpoint_file.verify_checksum(path)
     with h5py.File(path) as file:
         versions = np.zeros(MAX_RANKS, np.int64)
         versions[: len(file["versions"])] = file["versions"][:]
-    return Saved(path, checkpoint_file.read_header(path), versions)
+    return UndamagedCheckpoint(path, checkpoint_file.read_header(path), versions)
 
 
-def source(saved: list[Saved], run_id: str) -> Source | None:
-    """The newest set of checkpoints that is whole; None where there is none."""
+def newest_resume_point(saved: list[UndamagedCheckpoint], run_id: str) -> ResumePoint | None:
+    """Return the state in the newest complete set of checkpoints; None if there is none."""
     for generation in sorted({each.header.generation for each in saved}, reverse=True):
         of_rank = {}
         for each in saved:
@@ -152,5 +155,5 @@ def source(saved: list[Saved], run_id: str) -> Source | None:
         if header.combines == "sum":
             for rank, each in of_rank.items():
                 versions[rank] = each.header.version
-        return Source(generation, versions, of_rank, best)
+        return ResumePoint(generation, versions, of_rank, best)
     return None

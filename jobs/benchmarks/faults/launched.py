@@ -1,4 +1,4 @@
-"""`hpc-dasgd train` under ``mpiexec``, and its ranks as processes to be killed."""
+"""Starts `hpc-dasgd train` under ``mpiexec`` and sends signals to its ranks."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from pathlib import Path
 from jobs.benchmarks.mpiexec import ENVIRONMENT, MPIEXEC
 
 _MARKER = "HPC_DASGD_FAULT_JOB"  # environment variable that marks the processes of a job
-LONGEST_S = 90  # a job that takes longer hangs
+LONGEST_S = 90  # a job that takes longer is considered to hang
 _RANK_VARIABLES = (b"PMI_RANK", b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK")
 
 
 class Job:
-    """A training on `n_ranks` ranks, started by the constructor; a context manager that leaves no process behind."""
+    """A training job on `n_ranks` ranks, started by the constructor; leaving its context ends all its processes."""
 
     def __init__(self, n_ranks: int, config: Path, run: Path, errors: Path):
         self.n_ranks, self._errors = n_ranks, errors
@@ -34,7 +34,8 @@ class Job:
         self._seen: set[int] = set()
 
     @property
-    def goes_on(self) -> bool:
+    def is_running(self) -> bool:
+        """True until the job ends or exceeds `LONGEST_S`."""
         return self._process.poll() is None and time.monotonic() < self._ends_s
 
     @property
@@ -42,7 +43,7 @@ class Job:
         return self._errors.read_text(errors="replace")
 
     def ranks(self) -> dict[int, int]:
-        """Process ids of the ranks that run."""
+        """Return the process ids of the running ranks, by rank."""
         found = {}
         for pid in _descendants(self._process.pid):
             try:
@@ -57,7 +58,7 @@ class Job:
         return found
 
     def kill(self, rank: int | None) -> bool:
-        """Send signal 9 to one rank, or to all; whether there was one."""
+        """Send SIGKILL to one rank, or to all if `rank` is None; return True if any was running."""
         ranks = self.ranks()
         victims = list(ranks.values()) if rank is None else [ranks[rank]] if rank in ranks else []
         for pid in victims:
@@ -65,11 +66,11 @@ class Job:
         return bool(victims)
 
     def stop(self, rank: int) -> None:
-        """Ask one rank for an early end."""
+        """Send SIGUSR1 to one rank, which ends the run with checkpoints."""
         _send(self.ranks()[rank], signal.SIGUSR1)
 
     def wait(self) -> int | None:
-        """Exit status of the launcher; None where it hung."""
+        """Wait for the launcher; return its exit status, or None if it exceeds `LONGEST_S`."""
         try:
             return self._process.wait(max(0, self._ends_s - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -84,13 +85,14 @@ class Job:
             self._process.kill()
             self._process.wait()
         ours = f"{_MARKER}={os.getpid()}".encode()
-        for pid in left | self._seen:  # a process id may be somebody else's by now
+        for pid in left | self._seen:  # the process id may belong to another program now
             with suppress(OSError):
                 if ours in Path(f"/proc/{pid}/environ").read_bytes():
                     _send(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> set[int]:
+    """Return the process ids of all descendants of a process."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,21 +1,19 @@
-"""Which MPI, with which options of its launcher, lets the ranks survive that die? Kill some and see.
+"""Find out which MPI and which options of its launcher let the other ranks survive when ranks die.
 
     python -m jobs.benchmarks.faults.survive results/faults/survive-NAME
 
-trains ``jobs/digits.toml`` on 4 ranks for `BUDGET_S` seconds, again and again, with the ``mpiexec`` beside this Python.
-At a moment drawn at random a rank drawn at random, or two, are killed with signal 9. It is told whether the others
-finish, with equal replicas and a good result, and how soon they notice; and how soon the job ends with the options
-that a launcher has by default. Writes ``results/faults/survive-NAME.json`` (every trial) and ``.md``.
+trains ``jobs/digits.toml`` repeatedly on 4 ranks for `BUDGET_S` seconds. At random times one random rank, or two, are
+killed with SIGKILL. The program records if the other ranks finish, with equal replicas and a good accuracy; how long
+they take to notice; and how long the job takes to end with the default options of the launcher. Writes
+``results/faults/survive-NAME.json`` (every trial) and ``.md``.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import platform
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,18 +21,18 @@ import threading
 import time
 from pathlib import Path
 
-from jobs.benchmarks.mpiexec import ENVIRONMENT, MPIEXEC
+from jobs.benchmarks.common import argument_parser, spread_text, table, write_outcome
+from jobs.benchmarks.mpiexec import DIGITS, ENVIRONMENT, MPIEXEC, mpi_library
 
 N_RANKS, BUDGET_S, LONGEST_S = 4, 1.5, 30.0
 GOOD_ACCURACY = 0.9
-ROOT = Path(__file__).parents[3]
-CONFIG = ROOT / "jobs" / "digits.toml"
-# A shell between launcher and rank: the launcher of MPICH kills all ranks when one of its own children ends by a
-# signal, whatever its options say, and sends SIGUSR1 to the others.
+# A shell between launcher and rank: the launcher of MPICH kills all ranks if one of its child processes is killed by a
+# signal, whatever its options are, and sends SIGUSR1 to the others.
 SHIELD = ("sh", "-c", 'trap "" USR1; "$@"; exit $?', "sh")
-# By MPI, options of the launcher, what stands before the rank's program, and the trials: overlay, killed, how many.
+# Trials: overlay, number of killed ranks, and share of the option ``--trials``.
 FULL = [("complete", 1, 1.0), ("tree", 1, 1.0), ("ring", 1, 1.0), ("complete", 2, 0.25), ("ring", 2, 0.25)]
 FEW, ONE = [("complete", 1, 0.25)], [("complete", 1, 1.0)]
+# For each MPI: options of the launcher, command that runs the program of a rank, and the trials.
 CASES = {
     "MPICH": [
         ((), (), FEW),
@@ -47,50 +45,58 @@ CASES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--trials", type=int, default=20, help="of the main cases (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     options = parser.parse_args()
-    library = subprocess.run(
-        [sys.executable, "-c", "from mpi4py import MPI; print(MPI.Get_library_version())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    library = " ".join(library.split("\n")[0].strip("\0").split()).partition(",")[0]
-    draw, found = random.Random(options.seed), []
+    library, draw, found = mpi_library().partition(",")[0], random.Random(options.seed), []
+    for launcher, shield, overlay, n_killed, number in cases(library, options.trials):
+        victims = sorted(draw.sample(range(N_RANKS), n_killed))
+        moments_s = [round(draw.uniform(0.25, 0.75) * BUDGET_S, 3) for _ in victims]
+        case = {"launcher": " ".join(launcher), "shielded": bool(shield), "overlay": overlay}
+        case |= {"trial": number, "killed": victims, "after_s": moments_s}
+        with tempfile.TemporaryDirectory() as folder:
+            command = [MPIEXEC, *launcher, "-n", str(N_RANKS), *shield, sys.executable, "-m", __spec__.name, "--rank"]
+            after_s = dict(zip(victims, moments_s, strict=True))
+            found.append(case | trial(Path(folder), [*command, folder, overlay, json.dumps(after_s)], victims))
+        machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
+        about = {"mpi": library, "machine": machine, "n_ranks": N_RANKS}
+        write_outcome(options.output, about | {"trials": found}, text(about, found))
+
+
+def cases(library: str, n_trials: int):
+    """Yield launcher options, shield, overlay, number of killed ranks and number of the trial for all trials."""
     for launcher, shield, trials in next(CASES[name] for name in CASES if library.startswith(name)):
         for overlay, n_killed, share in trials:
-            for number in range(max(1, round(share * options.trials))):
-                victims = sorted(draw.sample(range(N_RANKS), n_killed))
-                moments_s = [round(draw.uniform(0.25, 0.75) * BUDGET_S, 3) for _ in victims]
-                case = {"launcher": " ".join(launcher), "shielded": bool(shield), "overlay": overlay}
-                case |= {"trial": number, "killed": victims, "after_s": moments_s}
-                with tempfile.TemporaryDirectory() as folder:
-                    found.append(
-                        case
-                        | trial(Path(folder), launcher, shield, overlay, dict(zip(victims, moments_s, strict=True)))
-                    )
-                write(options.output, library, found)
+            for number in range(max(1, round(share * n_trials))):
+                yield launcher, shield, overlay, n_killed, number
 
 
-def trial(folder, launcher, shield, overlay, victims):
-    """One run: what became of the ranks, and when, in seconds after the last kill."""
-    command = [MPIEXEC, *launcher, "-n", str(N_RANKS), *shield]
-    command += [
-        sys.executable,
-        "-m",
-        "jobs.benchmarks.faults.survive",
-        "--rank",
-        str(folder),
-        overlay,
-        json.dumps(victims),
-    ]
+def trial(folder: Path, command: list[str], victims: list[int]) -> dict:
+    """Run once; return the results of the ranks, with times in seconds after the last kill."""
+    status, lines, ended_s = launch(command)
+    killed_s = max((float(path.read_text()) for path in folder.glob("killed-*")), default=ended_s)
+    ends = [json.loads(path.read_text()) for path in sorted(folder.glob("end-*.json"))]
+    noticed = [time_s - killed_s for time_s, line in lines if " died (" in line]
+    good = [end for end in ends if end["died"] == victims and end["accuracy"] > GOOD_ACCURACY]
+    replicas_equal = len({end["parameters"] for end in ends}) == 1
+    return {
+        "launcher_status": status,
+        "finished": len(ends),
+        "survived": status != "hung" and len(good) == N_RANKS - len(victims) and replicas_equal,
+        "accuracy": min((end["accuracy"] for end in ends), default=None),
+        "replicas_equal": replicas_equal if ends else None,
+        "noticed_s": round(max(noticed), 2) if noticed else None,
+        "ended_s": round(ended_s - killed_s, 2),
+        "errors": "".join(line for _, line in lines)[-500:],
+    }
+
+
+def launch(command: list[str]) -> tuple[int | str, list[tuple[float, str]], float]:
+    """Return the exit status ("hung" after `LONGEST_S`), the lines of standard error with times, and the end time."""
     lines = []
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as launched:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=ENVIRONMENT, **streams) as launched:
         reader = threading.Thread(target=lambda: lines.extend((time.time(), line) for line in launched.stderr))
         reader.start()
         try:
@@ -100,92 +106,73 @@ def trial(folder, launcher, shield, overlay, victims):
             launched.terminate()
         ended_s = time.time()
         reader.join()
-    killed_s = max((float(path.read_text()) for path in folder.glob("killed-*")), default=ended_s)
-    ends = [json.loads(path.read_text()) for path in sorted(folder.glob("end-*.json"))]
-    noticed = [when_s - killed_s for when_s, line in lines if " died (" in line]
-    good = [end for end in ends if end["died"] == sorted(victims) and end["accuracy"] > GOOD_ACCURACY]
-    return {
-        "launcher_status": status,
-        "finished": len(ends),
-        "survived": status != "hung"
-        and len(good) == N_RANKS - len(victims)
-        and len({end["parameters"] for end in ends}) == 1,
-        "accuracy": min((end["accuracy"] for end in ends), default=None),
-        "replicas_equal": len({end["parameters"] for end in ends}) == 1 if ends else None,
-        "noticed_s": round(max(noticed), 2) if noticed else None,
-        "ended_s": round(ended_s - killed_s, 2),
-        "errors": "".join(line for _, line in lines)[-500:],
-    }
+    return status, lines, ended_s
 
 
-def rank(folder, overlay, victims):
-    """The program of a rank."""
+def rank(folder: str, overlay: str, after_s: str) -> None:
+    """Train on one rank, which kills itself if `after_s`, a JSON object of seconds by rank, contains it."""
     import hpc_dasgd
+    from hpc_dasgd.data.dataset import open_dataset
+    from hpc_dasgd.objectives.mlp import mlp
     from hpc_dasgd.runtime import mpi
 
     comm = mpi.comm_world()
-    from hpc_dasgd.data.dataset import open_dataset
-    from hpc_dasgd.objectives.mlp import mlp
-
-    objective, started = mlp(open_dataset("digits", "float32"), hidden=[128, 128]), threading.Event()
-    loss_and_gradient = objective.loss_and_gradient
-
-    def starting(*arguments):
-        started.set()
-        return loss_and_gradient(*arguments)
-
-    objective.loss_and_gradient = starting
-    after_s = {int(victim): moment_s for victim, moment_s in json.loads(victims).items()}.get(comm.rank)
-    run = Path(folder, "run")
-
-    def die():
-        started.wait()  # deaths before the loop are not survived
-        time.sleep(after_s)
-        Path(folder, f"killed-{comm.rank}").write_text(f"{time.time()}")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if after_s is not None:
-        threading.Thread(target=die, daemon=True).start()
+    objective = mlp(open_dataset("digits", "float32"), hidden=[128, 128])
+    own_after_s = json.loads(after_s).get(str(comm.rank))
+    if own_after_s is not None:
+        die_during_training(objective, own_after_s, Path(folder, f"killed-{comm.rank}"))
     overrides = ["exchange.survive=true", f"exchange.topology={overlay}", f"budget.seconds={BUDGET_S}"]
     overrides += ["budget.gradients=10000000"]
-    result = hpc_dasgd.train(CONFIG, objective, overrides=overrides, run=run, progress=False)
+    result = hpc_dasgd.train(DIGITS, objective, overrides=overrides, run=Path(folder, "run"), progress=False)
     end = {"died": list(result.died), "accuracy": result.accuracy, "gradients": result.gradients}
     end["parameters"] = hashlib.sha256(result.parameters.tobytes()).hexdigest()
     Path(folder, f"end-{comm.rank}.json").write_text(json.dumps(end))
 
 
-def write(output, library, found):
-    output.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
-    text = json.dumps({"mpi": library, "machine": machine, "n_ranks": N_RANKS, "trials": found}, indent=1)
-    output.with_suffix(".json").write_text(text + "\n")
-    lines = [
+def die_during_training(objective, after_s: float, record: Path) -> None:
+    """Kill this process `after_s` seconds after its first gradient began; write the time to `record` before."""
+    started, loss_and_gradient = threading.Event(), objective.loss_and_gradient
+
+    def compute(*arguments):
+        started.set()  # ranks that die before the training loop end the job
+        return loss_and_gradient(*arguments)
+
+    def die():
+        started.wait()
+        time.sleep(after_s)
+        record.write_text(f"{time.time()}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    objective.loss_and_gradient = compute
+    threading.Thread(target=die, daemon=True).start()
+
+
+def text(about: dict, found: list[dict]) -> list[str]:
+    """Return the lines of the Markdown page."""
+    groups = {}
+    for each in found:
+        options = (each["launcher"] or "none") + (", shell between" if each["shielded"] else "")
+        groups.setdefault((options, each["overlay"], len(each["killed"])), []).append(each)
+    rows = []
+    for (options, overlay, n_killed), trials in groups.items():
+        survived = [each for each in trials if each["survived"]]
+        spreads = [spread(survived, "accuracy"), spread(survived, "noticed_s"), spread(trials, "ended_s")]
+        rows.append([f"`{options}`", overlay, n_killed, f"{len(survived)} of {len(trials)}", *spreads])
+    headings = ["options of `mpiexec`", "overlay", "killed", "survived", "accuracy"]
+    return [
         "# Survival",
         "",
-        f"Made by `jobs/benchmarks/faults/survive.py`: {library}; one machine, {machine}; {N_RANKS} ranks, digits,"
-        f" {BUDGET_S:g} s.",
-        "Survived: all other ranks ended with equal replicas, an accuracy above"
-        f" {GOOD_ACCURACY}, and knew who died. Seconds are medians and extremes, after the kill.",
+        f"Made by `jobs/benchmarks/faults/survive.py`: {about['mpi']}; one machine, {about['machine']}; "
+        f"{about['n_ranks']} ranks, digits, {BUDGET_S:g} s.",
+        f"Survived: all other ranks ended with equal replicas and an accuracy above {GOOD_ACCURACY}, and reported the",
+        "right ranks as dead. Medians, and in brackets the range; seconds are counted from the last kill.",
         "",
-        "| options of `mpiexec` | overlay | killed | survived | accuracy | noticed after s | job ended after s |",
-        "|---" * 7 + "|",
+        *table([*headings, "noticed after s", "job ended after s"], rows),
     ]
-    cases = {}
-    for each in found:
-        options = each["launcher"] or "none"
-        options += ", shell between" if each["shielded"] else ""
-        cases.setdefault((options, each["overlay"], len(each["killed"])), []).append(each)
-    for (options, overlay, n_killed), trials in cases.items():
-        survived = [each for each in trials if each["survived"]]
-        cells = [f"`{options}`", overlay, str(n_killed), f"{len(survived)} of {len(trials)}"]
-        cells += [spread(survived, "accuracy"), spread(survived, "noticed_s"), spread(trials, "ended_s")]
-        lines.append(f"| {' | '.join(cells)} |")
-    output.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
-def spread(trials, name):
-    values = [each[name] for each in trials if each[name] is not None]
-    return f"{statistics.median(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "-"
+def spread(trials: list[dict], name: str) -> str:
+    return spread_text([each[name] for each in trials if each[name] is not None], ".3g")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
-"""Bandwidth of copies between the memory of a window and the device, against that of page-locked memory.
+"""Measure the bandwidth of copies between a window's memory and the device, compared with page-locked memory.
 
     mpiexec -n 2 python -m mpi4py -m jobs.benchmarks.gpu.copies OUTPUT.json --device gpu
 
-writes one row for each size and direction, measured by rank 0 alone. The window is of two ranks, since memory that
-ranks share is not of the kind that a rank alone gets. Part of ``jobs/benchmarks/gpu/benchmark.py``.
+writes one row for each size and direction, measured by rank 0 alone. The window belongs to two ranks, because memory
+that ranks share is allocated differently from that of a single rank. Part of ``jobs/benchmarks/gpu/benchmark.py``.
 """
 
 from functools import partial
 
-from hpc_dasgd.runtime import launcher, mpi
+import numpy as np
 
-launcher.set_environment_defaults()
-
-import numpy as np  # noqa: E402, behind the variables that BLAS reads
-
-from hpc_dasgd.arrays import devices  # noqa: E402
-from hpc_dasgd.window.memory import WindowMemory  # noqa: E402
-from jobs.benchmarks.gpu import rounds  # noqa: E402
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.runtime import mpi
+from hpc_dasgd.window.memory import WindowMemory
+from jobs.benchmarks.gpu import rounds
 
 SIZES = (80_000_000, 320_000_000)
 N_ROUNDS, ROUND_S = 9, 0.1
@@ -29,40 +26,40 @@ def main():
         window = WindowMemory(comm, n_bytes)
         if comm.rank == 0:
             rows += compare(devices.choose(options.device), window.memory)
-            rounds.write(options.output, rows)
+            rounds.write_rows(options.output, rows)
         comm.Barrier()
         window.free()
 
 
 def compare(device, memory: np.ndarray) -> list[dict]:
-    """Rows of the table for as many bytes as `memory`, of a window, has."""
+    """Return the rows of the table for the size of `memory`, which belongs to a window."""
     registered = device.register(memory)
     pattern = np.random.default_rng(0).random(memory.nbytes // 4, np.float32)
-    there = device.to_device(pattern)
+    on_device = device.to_device(pattern)
     host = {"window": memory.view(np.float32), "limit": device.host_zeros(memory.nbytes).view(np.float32)}
     steps, wrong = {}, {"download": False, "upload": False}
-    for place, values in host.items():
-        steps[place, "download"] = partial(copy, device, device.download, there, values)
-        steps[place, "upload"] = partial(copy, device, device.upload, values, there)
-        steps[place, "download"]()
+    for kind, values in host.items():
+        steps[kind, "download"] = partial(copy, device, device.download, on_device, values)
+        steps[kind, "upload"] = partial(copy, device, device.upload, values, on_device)
+        steps[kind, "download"]()
         wrong["download"] |= not np.array_equal(values, pattern)
         values[:] = pattern[::-1]
-        steps[place, "upload"]()
-        wrong["upload"] |= not np.array_equal(device.to_host(there), pattern[::-1])
-        there = device.to_device(pattern)
-    samples = rounds.alternate(steps, lambda: None, ROUND_S, N_ROUNDS)
+        steps[kind, "upload"]()
+        wrong["upload"] |= not np.array_equal(device.to_host(on_device), pattern[::-1])
+        on_device = device.to_device(pattern)
+    samples = rounds.time_in_turns(steps, lambda: None, ROUND_S, N_ROUNDS)
     if registered:
         device.unregister(memory)
     rows = []
     for direction, text in (("download", "device to window"), ("upload", "window to device")):
         row = {"direction": text, "bytes": memory.nbytes, "page_locked": registered}
-        row |= {place: samples[place, direction] for place in host}
-        rows.append(row | ({"failed": "what was copied is not what arrived"} if wrong[direction] else {}))
+        row |= {kind: samples[kind, direction] for kind in host}
+        rows.append(row | ({"failed": "the copy differs from the original"} if wrong[direction] else {}))
     return rows
 
 
 def copy(device, begin, source, out) -> None:
-    """Copy, and wait until that is done."""
+    """Copy `source` to `out` and wait until the copy is complete."""
     transfer = begin(source, out, after=device.record_event())
     while not transfer.done():
         pass

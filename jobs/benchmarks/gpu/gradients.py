@@ -1,9 +1,9 @@
-"""One gradient of one network, again and again: this package against PyTorch, on the same device.
+"""Time one gradient of one network: this package compared with PyTorch on the same device.
 
     python -m jobs.benchmarks.gpu.gradients OUTPUT.json mlp float32 --device gpu
 
-writes one row for each contender: seconds per gradient by round, error against NumPy in float64. The contenders take
-turns, with all that they need on the device. Part of ``jobs/benchmarks/gpu/benchmark.py``.
+writes one row for each contender: seconds per gradient by round, and the error compared with NumPy in float64. The
+contenders take turns; their inputs are on the device. Part of ``jobs/benchmarks/gpu/benchmark.py``.
 """
 
 import os
@@ -11,22 +11,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpc_dasgd.runtime import launcher
+import numpy as np
 
-launcher.set_environment_defaults()
-
-import numpy as np  # noqa: E402
-
-from hpc_dasgd.arrays import devices  # noqa: E402
-from hpc_dasgd.data.batches import Batch  # noqa: E402
-from jobs.benchmarks.gpu import (  # noqa: E402
-    networks,
-    rounds,
-)
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.data.batches import Batch
+from jobs.benchmarks.gpu import networks, rounds
 
 OWN, EAGER, COMPILED, FROM_TORCH = "hpc_dasgd", "PyTorch eager", "torch.compile", "from_torch"
-# Of the gradient, relative to its norm. Most of the error comes from relu, where a sum is so near to zero that its sign
-# is not certain: up to 2.4e-4 in float32 on a CPU, up to 6e-3 with factors rounded to TF32.
+# Largest error of the gradient relative to its norm. Most of it comes from ReLU at inputs so close to zero that
+# rounding changes their sign: up to 2.4e-4 in float32 on a CPU, up to 6e-3 with factors rounded to TF32.
 BOUNDS = {"float32": 2e-3, "tf32": 2e-2}
 N_ROUNDS, ROUND_S, SMALL_ROUND_S = 7, 0.1, 0.05
 
@@ -39,7 +32,7 @@ def main():
         networks.write_data(path, network.image, network.batch_size)
         problem = networks.Problem(network, path)
     for rows in compare(options, device, problem):
-        rounds.write(options.output, rows)
+        rounds.write_rows(options.output, rows)
 
 
 def arguments():
@@ -55,7 +48,7 @@ def arguments():
 
 
 def compare(options, device, problem) -> Iterator[list[dict]]:
-    """Yield the rows of the table: without what has to be compiled, which may take too long, and then with it."""
+    """Yield the rows of the table: first without the compiled contender, which may take too long, and then with it."""
     round_s = SMALL_ROUND_S if options.small else ROUND_S
     rows, steps = {}, {}
     for compiled in (False, True):
@@ -66,22 +59,23 @@ def compare(options, device, problem) -> Iterator[list[dict]]:
             rows[name] |= found
             steps |= {} if step is None else {name: step}
         if names:
-            for name, samples in rounds.alternate(steps, lambda: wait_for(device), round_s, N_ROUNDS).items():
+            for name, samples in rounds.time_in_turns(steps, lambda: wait_for(device), round_s, N_ROUNDS).items():
                 rows[name]["seconds"] = samples
             yield list(rows.values())
 
 
 def first_step(contender, problem, device, precision: str) -> tuple[dict, Callable | None]:
-    """Make a contender and hold its gradient against the one in float64: what is found, and its step if that is right.
+    """Make a contender and compare its gradient with the one in float64.
 
-    Whatever goes wrong is found out and said, so that the others can go on.
+    Returns the entries of its row, and its step if the gradient is right. A failure becomes the entry ``failed``, so
+    that the other contenders can continue.
     """
     found = {"n_params": problem.parameters.size, "device": device.name, "bound": BOUNDS[precision]}
     try:
         ready = contender(problem, device, precision == "tf32")
         ready.step()
         found["error"] = rounds.relative_error(ready.gradient(), problem.gradient)
-    except Exception as error:  # of any library
+    except Exception as error:  # from any library
         return found | {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}, None
     if not found["error"] <= found["bound"]:
         wrong = f"error {found['error']:.1e}, at most {found['bound']:.0e} is allowed"
@@ -90,9 +84,9 @@ def first_step(contender, problem, device, precision: str) -> tuple[dict, Callab
 
 
 def wait_for(device) -> None:
-    """Wait for all that the device was told to compute, by whatever library."""
-    mark = device.record_event()
-    while not mark.done():
+    """Wait until all work that any library submitted to the device is complete."""
+    event = device.record_event()
+    while not event.done():
         pass
 
 
@@ -117,10 +111,10 @@ class Eager:
 
     def __init__(self, problem, device, tf32):
         self._torch = prepared_torch(tf32)
-        place = torch_device(device)
-        self._module = problem.torch_module().to(place)
+        name = torch_device(device)
+        self._module = problem.torch_module().to(name)
         batch = problem.torch_batch()
-        self._x, self._y = (self._torch.tensor(part, device=place) for part in (batch.x, batch.y))
+        self._x, self._y = (self._torch.tensor(part, device=name) for part in (batch.x, batch.y))
         self._run = self._module
 
     def step(self):
@@ -132,7 +126,7 @@ class Eager:
 
 
 class Compiled(Eager):
-    """The same, compiled."""
+    """The same network in PyTorch, compiled."""
 
     def __init__(self, problem, device, tf32):
         super().__init__(problem, device, tf32)
@@ -163,10 +157,10 @@ CONTENDERS = {OWN: Own, EAGER: Eager, COMPILED: Compiled, FROM_TORCH: FromTorch}
 
 
 def prepared_torch(tf32: bool):
-    """PyTorch, with one answer to whether it may use TF32, and as many threads as BLAS."""
+    """Return the module ``torch``, configured to allow TF32 or not, and to use ``OMP_NUM_THREADS`` threads."""
     import torch
 
-    # The older of two ways to say it, since torch.compile asks by this one and fails where the other was used.
+    # The older of two interfaces: torch.compile reads this one and fails if the other one was used.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     return torch

@@ -1,4 +1,4 @@
-"""The networks that are timed, in this package and in PyTorch, with data to train them on."""
+"""The networks that are timed, in this package and in PyTorch, with data for them."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -33,12 +33,12 @@ SMALL = {
 
 
 def network(name: str, small: bool) -> Network:
-    """The network of that name; a `small` one does its step within milliseconds on one core."""
+    """Return the network of that name; a step of a `small` one takes milliseconds on one core."""
     return (SMALL if small else NETWORKS)[name]
 
 
 def write_data(path, image: tuple[int, ...], n_rows: int) -> None:
-    """Write a data set of images: each the one of its class, and noise."""
+    """Write a data set of images, each the sum of one image per class and noise."""
     rng = np.random.default_rng(0)
     of_class = rng.normal(128, 25, (N_CLASSES, *image))
     with h5py.File(path, "w") as file:
@@ -55,33 +55,34 @@ class Problem:
     Attributes
     ----------
     objective : Objective
-    parameters : ndarray, float32
-        The objective's first ones.
+        The network as an objective of this package.
+    parameters : ndarray, shape (n_params,), float32
+        The initial parameters of the objective.
     batch : Batch
         In host memory.
     """
 
-    def __init__(self, of: Network, path):
+    def __init__(self, network: Network, path):
         data = open_dataset(path, "float32")
-        self.objective = objectives.make(of.kind, of.options, data)
+        self.objective = objectives.make(network.kind, network.options, data)
         self.parameters = self.objective.initial(np.random.default_rng(0)).astype(np.float32)
-        self.batch = Batch(*data.train.rows(np.arange(of.batch_size)))
-        self._convolutions = 2 if of.options.get("size") == "deep" else 1
+        self.batch = Batch(*data.train.rows(np.arange(network.batch_size)))
+        self._convolutions = 2 if network.options.get("size") == "deep" else 1
 
     @cached_property
     def gradient(self) -> np.ndarray:
-        """As NumPy has it in float64, of the same parameters and batch."""
+        """The gradient that NumPy computes in float64 from the same parameters and batch."""
         return float64_gradient(self.objective, self.parameters, self.batch)[1]
 
     def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The (weight, bias) of each layer."""
+        """Return the (weight, bias) of each layer."""
         shapes = list(self.objective.parameter_shapes.values())
         parts = np.split(self.parameters, np.cumsum([np.prod(shape) for shape in shapes])[:-1])
         parts = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def torch_module(self):
-        """The same network of PyTorch's modules, with the same parameters."""
+        """Return the same network as a PyTorch module with the same parameters."""
         import torch
 
         nn, modules, trained = torch.nn, [], []
@@ -104,19 +105,19 @@ class Problem:
         return nn.Sequential(*modules[:-1])
 
     def torch_batch(self) -> Batch:
-        """The batch as PyTorch's network takes it: with an axis for channels."""
+        """Return the batch in the shape that the PyTorch network takes, with an axis for channels."""
         x = self.batch.x
         return Batch(x.reshape(len(x), -1, *x.shape[-2:]), self.batch.y)
 
 
 def from_torch_order(gradients) -> np.ndarray:
-    """Return PyTorch's gradients, by parameter, as one vector in the order of this package's network."""
+    """Return the gradients of PyTorch's parameters as one vector in the order of this package's network."""
     parts = [gradient.detach().cpu().numpy() for gradient in gradients]
     return np.concatenate([(part.T if part.ndim == 2 else part).ravel() for part in parts])
 
 
 def float64_gradient(objective, parameters: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
-    """Return loss and gradient as NumPy has them in float64."""
+    """Return loss and gradient, shape (n_params,), computed by NumPy in float64."""
     parameters = parameters.astype(np.float64)
     gradient = np.empty_like(parameters)
     return objective.loss_and_gradient(parameters, Batch(batch.x.astype(np.float64), batch.y), gradient), gradient

@@ -1,9 +1,9 @@
-"""Training of several ranks on one device, with exchange `read` and without any, in turns.
+"""Train with several ranks on one device, with exchange `read` and without an exchange, in turns.
 
     mpiexec -n 2 python -m mpi4py -m jobs.benchmarks.gpu.ranks OUTPUT.json --device gpu
 
-writes one row: gradients per second of both by round, staleness, and what an exchange costs that nothing hides.
-Training is `hpc_dasgd.train` itself, log files included, again and again in the same processes. Part of
+writes one row: gradients per second of both by round, staleness, and the time of an exchange that does not overlap with
+computation. What is timed is `hpc_dasgd.train` itself, log files included, repeatedly in the same processes. Part of
 ``jobs/benchmarks/gpu/benchmark.py``.
 """
 
@@ -13,25 +13,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
-from hpc_dasgd.runtime import launcher, mpi
+import numpy as np
 
-launcher.set_environment_defaults()
-
-import numpy as np  # noqa: E402
-
-import hpc_dasgd  # noqa: E402
-from hpc_dasgd.arrays import devices  # noqa: E402
-from hpc_dasgd.data.dataset import Sampler  # noqa: E402
-from hpc_dasgd.window.memory import WindowMemory  # noqa: E402
-from jobs.benchmarks.gpu import (  # noqa: E402
-    networks,
-    rounds,
-)
+import hpc_dasgd
+from hpc_dasgd.arrays import devices
+from hpc_dasgd.data.dataset import Sampler
+from hpc_dasgd.runtime import mpi
+from hpc_dasgd.window.memory import WindowMemory
+from jobs.benchmarks.common import median_of
+from jobs.benchmarks.gpu import networks, rounds
 
 KINDS = ("none", "read")
 N_ROWS, STEPSIZE = 8192, 0.01
-BOUND, DRIFT = 1e-3, 1e-5  # relative, of losses and norms of gradients; and of parameters, which are about 0.02
+BOUND = 1e-3  # largest relative error of losses and of norms of gradients
+DRIFT = 1e-5  # largest absolute error of parameters, whose size is about 0.02
 SECONDS, SMALL_SECONDS, N_ROUNDS, N_EXCHANGES = 2.5, 1.0, 3, 9
 
 
@@ -45,12 +42,12 @@ def main():
         comm.Barrier()
         for row in compare(comm, folder, network, options):
             if comm.rank == 0:
-                rounds.write(options.output, [row])
+                rounds.write_rows(options.output, [row])
         comm.Barrier()
 
 
 def compare(comm, folder: Path, network, options) -> Iterator[dict]:
-    """Yield the row of the table after each round. Collective."""
+    """Yield the row of the table after each round. Collective over `comm`."""
     config = {
         "data": {"path": str(folder / "data.h5"), "batch_size": network.batch_size},
         "objective": {"kind": network.kind, **network.options},
@@ -60,7 +57,7 @@ def compare(comm, folder: Path, network, options) -> Iterator[dict]:
         "log": {"evaluate_every_s": 1e9},
         "checkpoint": {"every_s": 1e9},
     }
-    first = {kind: train(comm, config, kind, folder / kind, network) for kind in KINDS}  # warms up
+    first = {kind: train(comm, config, kind, folder / kind, network) for kind in KINDS}  # warm-up
     row = {"n_ranks": comm.size} | {name: first["none"][name] for name in ("n_params", "mpi", "device")}
     times = comm.allgather(exchange_s(comm, devices.choose(options.device, comm.rank), row["n_params"]))
     row["exchange_s"] = sum(times) / len(times)
@@ -71,28 +68,28 @@ def compare(comm, folder: Path, network, options) -> Iterator[dict]:
             row.setdefault(kind, []).append(found["gradients_per_s"])
             failed.append(found["failed"])
         read.append(found)
-        row |= {name: rounds.median(each[name] for each in read) for name in ("S_avg", "S_max", "reads")}
+        row |= {name: median_of(read, name) for name in ("S_avg", "S_max", "reads")}
         row |= {"failed": next(filter(None, failed))} if any(failed) else {}
         yield row
 
 
 def train(comm, config: dict, kind: str, run: Path, network=None) -> dict:
-    """One run: its rate, its staleness, and how many models a gradient had read for it. Collective.
+    """Train once; return rate, staleness and models read per gradient. Collective over `comm`.
 
-    With a `network`, and no exchange, the first gradients are held against those in float64.
+    With a `network` and without exchange the first gradients are compared with those in float64.
     """
     result = hpc_dasgd.train(config | {"exchange": {"kind": kind}}, comm=comm, run=run, progress=False)
-    comm.Barrier()  # until the files of all are closed
+    comm.Barrier()  # until the files of all ranks are closed
     opened = hpc_dasgd.open_run(run)
     wrong = wrong_first_gradient(comm.rank, opened, network) if network and kind == "none" else ""
-    # The first run, which compiles kernels, may end before it has come far.
+    # The first run, which compiles kernels, may end after few gradients.
     lower = math.isfinite(result.loss) and (network is not None or result.loss < opened.gradients["loss"][0])
     if not lower:
         wrong = wrong or f"training does not lower the loss: it ends at {result.loss:.3g}"
-    if result.drift > DRIFT:  # not where it is nan, since replicas lacked updates at the end
+    if result.drift > DRIFT:  # False if it is nan, because replicas lacked updates at the end
         wrong = wrong or f"replicas are not the sum of all updates: off by {result.drift:.1e}"
     found = {
-        # The last one, behind the budget, is left out of the rate.
+        # Up to the last gradient: the work after the budget is spent does not count.
         "gradients_per_s": len(opened.gradients) / opened.gradients["t_end_s"].max(),
         "n_params": opened.x0.size,
         "mpi": opened.attributes["mpi_library"],
@@ -105,12 +102,12 @@ def train(comm, config: dict, kind: str, run: Path, network=None) -> dict:
         found |= {name: staleness[name] for name in ("S_avg", "S_max")}
     comm.Barrier()
     if comm.rank == 0:
-        shutil.rmtree(run)  # its parameters would fill the disk
+        shutil.rmtree(run)  # many runs would fill the disk
     return found
 
 
 def wrong_first_gradient(rank: int, run, network) -> str:
-    """What is wrong with the loss and the gradient's norm that this rank logged of its first gradient, if anything."""
+    """Return an error text if this rank logged a wrong loss or norm of its first gradient, else an empty string."""
     objective, data = run.objective()
     batch = Sampler(run.config.seed, rank, data.train, network.batch_size).batch(0)
     loss, gradient = networks.float64_gradient(objective, run.x0, batch)
@@ -122,7 +119,10 @@ def wrong_first_gradient(rank: int, run, network) -> str:
 
 
 def exchange_s(comm, device, n_params: int) -> float:
-    """Median time of a publication and a reading of each other rank, one after another; all ranks at once."""
+    """Return the median time, in s, of a publication and a read of each other rank, one after another.
+
+    Collective over `comm`; all ranks do it at the same time.
+    """
     window = WindowMemory(comm, 4 * n_params)
     registered = device.register(window.memory)
     buffer = device.host_zeros(4 * n_params)
@@ -141,7 +141,7 @@ def exchange_s(comm, device, n_params: int) -> float:
     if registered:
         device.unregister(window.memory)
     window.free()
-    return rounds.median(times[1:])
+    return median(times[1:])
 
 
 def wait(transfer) -> None:

@@ -1,4 +1,4 @@
-"""A run of several generations, written by hand one gradient after another, and recomputed from its files."""
+"""Runs of several generations, written gradient by gradient, and recomputed from their files."""
 
 import copy
 
@@ -13,6 +13,7 @@ from hpc_dasgd.data.batches import Sampler
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.optim import optimizers
 from hpc_dasgd.storage.layout import generation_directory
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 from hpc_dasgd.storage.run_file import complete_run, create_run
 
@@ -29,9 +30,10 @@ class Objective:
 
 
 def write(directory, n_ranks, kind="momentum", n_steps=40, lost=0):
-    """Train one gradient at a time, ranks in random order; of all generations but the last `lost` are not kept.
+    """Train sequentially, with ranks in random order; each generation but the last loses its last `lost` gradients.
 
-    Replicas are ``x_0 + C_0 + C_1 + ...``, of which `read` on a complete overlay adds up the rank's own first.
+    Replicas are ``x_0 + C_0 + C_1 + ...``; exchange `read` on a complete overlay adds the rank's own contribution
+    first.
     """
     rng = np.random.default_rng(5)
     x0 = Objective().initial(rng)
@@ -50,7 +52,7 @@ def write(directory, n_ranks, kind="momentum", n_steps=40, lost=0):
         contributions = [[np.zeros_like(x0)] for _ in range(n)]
         contributions[0][0] = x0
         seen = np.zeros((n, n), int)
-        logs = [RankLog(folder, rank, n, 1, before=before[:n_streams]) for rank in range(n)]
+        logs = [RankLog(folder, LogSettings(rank, n, 1), versions_before=before[:n_streams]) for rank in range(n)]
         samplers = [Sampler(config.seed, rank, None, 32) for rank in range(n)]
         for step in range(n_steps):
             rank = int(rng.integers(n))
@@ -92,21 +94,21 @@ def test_a_resumed_run_is_recomputed_bit_for_bit(tmp_path, n_ranks, kind, lost):
     replayed = replay.replay(run, objective=Objective())
     assert (replayed.differences, replayed.agrees) == ([], True)
     assert replayed.parameters.tobytes() == run.final.tobytes()
-    assert replayed.n_kept < 40
+    assert replayed.max_contributions < 40
 
 
-def test_moments_of_a_later_generation(tmp_path):
+def test_states_of_a_later_generation_are_recomputed(tmp_path):
     run = write(tmp_path, (3, 2))
     rank, version = 1, int(run.counts[1]) - 1
-    moment = replay.inspect(run, rank, version, objective=Objective())
-    assert moment.versions.tolist() == run.versions[rank][version].tolist()
-    assert moment.loss == run.gradients["loss"][run.rows(rank)][version]
-    between = replay.until(run, 40, objective=Objective())
+    state = replay.state_at_gradient(run, rank, version, objective=Objective())
+    assert state.versions.tolist() == run.versions[rank][version].tolist()
+    assert state.loss == run.gradients["loss"][run.rows(rank)][version]
+    between = replay.state_after(run, 40, objective=Objective())
     assert between.versions.tolist() == run.generations[1].versions_before.tolist()
-    assert replay.until(run, 80, objective=Objective()).parameters.tobytes() == run.final.tobytes()
+    assert replay.state_after(run, 80, objective=Objective()).parameters.tobytes() == run.final.tobytes()
 
 
-def test_a_last_generation_without_gradients(tmp_path):
+def test_a_replay_compares_the_initial_parameters_of_generations_without_gradients(tmp_path):
     run = write(tmp_path / "a", (2,))
     attributes = {"n_ranks": 2, "nodes": [0, 0], "parent": 0, "versions_before": run.counts, "begun_s": 100.0}
     attributes["objective_given"] = True
@@ -117,18 +119,18 @@ def test_a_last_generation_without_gradients(tmp_path):
     create_run(tmp_path / "a" / "generation_00002", config_toml=run.config.to_toml(), attributes=attributes, x0=x0 + 1)
     complete_run(tmp_path / "a", final=x0 + 1, attributes={})
     replayed = replay.replay(open_run(tmp_path / "a"), objective=Objective())
-    assert "generation 2 began with other parameters: by 1 at most" in replayed.differences
+    assert "generation 2 began with other parameters: largest difference 1" in replayed.differences
 
 
-def test_what_was_read_and_lost_cannot_be_recomputed(tmp_path):
-    """A rank that read what another had made beyond its checkpoint, before its own."""
+def test_a_run_whose_replicas_contained_lost_updates_cannot_be_replayed(tmp_path):
+    """Before its own checkpoint, rank 1 read updates of rank 0 that are not in the checkpoint of rank 0."""
     run = write(tmp_path, (2, 2))
     folder, limits = tmp_path / "generation_00001", run.generations[1].versions_before.copy()
     limits[0] = run.versions[1][: limits[1], 0].max() - 1
     with h5py.File(folder / "run.h5", "r+") as file, h5py.File(folder / "rank_00000.h5", "r+") as log:
         file.attrs["versions_before"], log.attrs["first_version"] = limits, limits[0]
-    n_held = int((run.versions[1][: limits[1], 0] > limits[0]).sum())
+    n_holding = int((run.versions[1][: limits[1], 0] > limits[0]).sum())
     opened = open_run(tmp_path)
-    assert opened.n_holding_lost_work() == n_held > 0
-    with pytest.raises(ConfigError, match=f"cannot be replayed: {n_held} replicas held updates that were lost"):
+    assert opened.n_holding_lost_work() == n_holding > 0
+    with pytest.raises(ConfigError, match=f"cannot be replayed: {n_holding} replicas contained updates that were lost"):
         replay.replay(opened, objective=Objective())

@@ -1,4 +1,4 @@
-"""Runs opened when complete, going on, killed or damaged."""
+"""Opening of runs that are complete, still running, killed or damaged."""
 
 import shutil
 
@@ -6,10 +6,12 @@ import h5py
 import numpy as np
 import pytest
 
-from hpc_dasgd.analysis.run import export_parameters, open_run, staleness_text
+from hpc_dasgd.analysis.export import export_parameters
+from hpc_dasgd.analysis.run import open_run
 from hpc_dasgd.config.settings import load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.storage.layout import rank_file
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 from hpc_dasgd.storage.run_file import complete_run, create_run
 from tests.unit import synthetic
@@ -37,7 +39,7 @@ def run():
 
 
 @pytest.mark.parametrize("name", ["", "run.h5"])
-def test_a_complete_run_comes_back(tmp_path, run, name):
+def test_a_complete_run_is_read_as_it_was_written(tmp_path, run, name):
     opened = open_run(str(write_run(tmp_path, run) / name))
     counts = [len(times) for times in run.end]
     assert (opened.n_ranks, opened.status, opened.warnings) == (N_RANKS, "complete", [])
@@ -56,7 +58,7 @@ def test_a_complete_run_comes_back(tmp_path, run, name):
         assert logged.dtype == np.uint32
         np.testing.assert_array_equal(logged, expected)
     np.testing.assert_array_equal(opened.evaluation.tolist(), [(0.5, 7, 2.0, 0.1, np.nan)])
-    assert opened.pace is None
+    assert opened.exchange_intervals is None
 
 
 def test_a_run_without_a_later_column_opens(tmp_path, run):
@@ -71,7 +73,7 @@ def test_a_run_without_a_later_column_opens(tmp_path, run):
     assert opened.warnings == []
 
 
-def test_times_are_corrected_for_clocks_that_went_apart(tmp_path, run):
+def test_times_are_corrected_for_clock_drift(tmp_path, run):
     summary = {"seconds": 100.0, "clock_drift_s": [0.0, 2.0, -1.0]}
     directory = synthetic.write_run(tmp_path, run, config=load_config(SETTINGS).to_toml(), summary=summary)
     gradients = open_run(directory).gradients
@@ -80,43 +82,37 @@ def test_times_are_corrected_for_clocks_that_went_apart(tmp_path, run):
             np.testing.assert_allclose(gradients[name][gradients["rank"] == rank], logged[rank] * rate, rtol=1e-15)
 
 
-def test_changes_of_the_distance_between_exchanges_come_back_by_rank(tmp_path, run):
+def test_changes_of_the_exchange_interval_are_read_by_rank(tmp_path, run):
     directory = write_run(tmp_path, run, complete=False)
     for rank in range(N_RANKS):
         (directory / f"rank_{rank:05d}.h5").unlink()
-        with RankLog(directory, rank, N_RANKS, 1, paced=True) as log:
+        with RankLog(directory, LogSettings(rank, N_RANKS, 1, logs_intervals=True)) as log:
             for change in range(rank):
-                log.append_pace(0.5 * change, 100 * change, 2 + change, 0.25)
-    found = open_run(directory).pace
-    assert found.dtype.names == ("rank", "t_s", "version", "every", "overhead")
-    assert found.tolist() == [(1, 0.0, 0, 2, 0.25), (2, 0.0, 0, 2, 0.25), (2, 0.5, 100, 3, 0.25)]
+                log.append_interval(0.5 * change, 100 * change, 2 + change, 0.25)
+    intervals = open_run(directory).exchange_intervals
+    assert intervals.dtype.names == ("rank", "t_s", "version", "every", "overhead")
+    assert intervals.tolist() == [(1, 0.0, 0, 2, 0.25), (2, 0.0, 0, 2, 0.25), (2, 0.5, 100, 3, 0.25)]
 
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("memory_bytes", [10**9, 0])
-def test_staleness_is_that_of_the_schedule(tmp_path, run, monkeypatch, memory_bytes, every):
-    monkeypatch.setattr("hpc_dasgd.analysis.run._MEMORY_BYTES", memory_bytes)  # 0: vectors are read piece by piece
+def test_staleness_equals_that_of_the_schedule(tmp_path, run, monkeypatch, memory_bytes, every):
+    monkeypatch.setattr(
+        "hpc_dasgd.analysis.run_log._MAX_VERSIONS_BYTES", memory_bytes
+    )  # 0: vectors are read from the files in pieces
     expected = synthetic.measured(run, every)
-    found = open_run(write_run(tmp_path, run, every)).staleness()
-    assert found.as_dict() == expected.as_dict()
+    staleness = open_run(write_run(tmp_path, run, every)).staleness()
+    assert staleness.as_dict() == expected.as_dict()
 
 
-def test_staleness_text_is_the_table_under_the_name_of_the_run(tmp_path, run):
-    opened = open_run(write_run(tmp_path, run, complete=False))
-    first, *_, last = staleness_text(opened).splitlines()
-    assert first == f"staleness of {tmp_path}: 200 gradients on 3 ranks"
-    assert last == "note: the run is not complete: it is going on, or was killed"
-    assert opened.staleness().table() in staleness_text(opened)
-
-
-def test_elementwise_reads_and_independent_models_are_said_to_be_inexact(tmp_path, run):
+def test_settings_that_limit_the_log_give_a_warning(tmp_path, run):
     elementwise = open_run(write_run(tmp_path / "a", run, consistency="elementwise"))
-    assert "exact only to within" in staleness_text(elementwise)
+    assert any("exact only to within" in warning for warning in elementwise.warnings)
     independent = open_run(write_run(tmp_path / "b", run, kind="none"))
     assert any("independent" in warning for warning in independent.warnings)
 
 
-def test_without_versions_staleness_names_the_setting(tmp_path, run):
+def test_staleness_without_version_vectors_raises_and_names_the_setting(tmp_path, run):
     opened = open_run(write_run(tmp_path, run, every=0))
     assert opened.versions is None
     assert opened.gradients.size == 200
@@ -124,7 +120,7 @@ def test_without_versions_staleness_names_the_setting(tmp_path, run):
         opened.staleness()
 
 
-def test_every_kth_vector_is_returned_and_said(tmp_path, run):
+def test_if_every_kth_vector_was_logged_these_are_returned_with_a_warning(tmp_path, run):
     opened = open_run(write_run(tmp_path, run, every=4))
     for logged, expected in zip(opened.versions, run.versions, strict=True):
         np.testing.assert_array_equal(logged, expected[::4])
@@ -132,7 +128,7 @@ def test_every_kth_vector_is_returned_and_said(tmp_path, run):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_run_opens_while_it_is_written_and_after_a_kill(writer, killed, monkeypatch):
+def test_a_run_opens_while_it_is_written_and_after_it_was_killed(writer, killed, monkeypatch):
     monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
     config = load_config(SETTINGS).to_toml()
     log = writer.path.rename(writer.path.with_name("aside"))  # a run is created before its logs
@@ -152,7 +148,7 @@ def test_a_run_opens_while_it_is_written_and_after_a_kill(writer, killed, monkey
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
+def test_data_sets_of_unequal_length_are_cut_to_complete_rows(tmp_path, run, every):
     write_run(tmp_path, run, every)
     with h5py.File(tmp_path / rank_file(1), "r+") as file:
         file["gradient/loss"].resize(13, axis=0)
@@ -164,7 +160,7 @@ def test_data_sets_caught_growing_are_cut_to_whole_rows(tmp_path, run, every):
     assert opened.staleness().as_dict()["gradients"] == opened.counts.sum()
 
 
-def test_gradients_whose_vectors_were_not_written_yet_are_cut(tmp_path, run):
+def test_gradients_without_a_written_version_vector_are_cut(tmp_path, run):
     write_run(tmp_path, run, every=4)
     with h5py.File(tmp_path / rank_file(1), "r+") as file:
         file["gradient/versions"].resize(5, axis=0)
@@ -184,7 +180,7 @@ def test_a_missing_or_damaged_rank_counts_as_idle_with_a_warning(tmp_path, run, 
     assert [warning.split()[0] for warning in opened.warnings] == ["rank_00000.h5", "rank_00002.h5"]
     numbers = opened.staleness().as_dict()
     assert [row["S_avg"] for row in numbers["per_rank"]] == [None, 0.0, None]
-    assert "rank_00002.h5 is missing" in staleness_text(opened)
+    assert any("rank_00002.h5 is missing" in warning for warning in opened.warnings)
 
 
 def test_a_run_without_gradients_has_no_staleness(tmp_path, run):
@@ -195,13 +191,13 @@ def test_a_run_without_gradients_has_no_staleness(tmp_path, run):
         opened.staleness()
 
 
-def test_vectors_that_contradict_each_other_are_damage(tmp_path, run):
+def test_contradictory_version_vectors_are_reported_as_damage(tmp_path, run):
     run.versions[0][:, 0] += 1
     with pytest.raises(ConfigError, match=r"is damaged: .* updates of its own"):
         open_run(write_run(tmp_path, run)).staleness()
 
 
-def test_settings_of_another_version_matter_only_when_asked_for(tmp_path, run):
+def test_unreadable_settings_raise_only_when_they_are_used(tmp_path, run):
     write_run(tmp_path, run)
     with h5py.File(tmp_path / "run.h5", "r+") as file:
         file.attrs["config"] = 'flavour = "strange"\n'
@@ -211,7 +207,7 @@ def test_settings_of_another_version_matter_only_when_asked_for(tmp_path, run):
         _ = opened.config
 
 
-def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+def test_opening_anything_but_a_run_raises_with_a_one_line_message(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w"):
         pass
     (tmp_path / "text").write_text("hello")
@@ -222,7 +218,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
         assert str(path) in str(caught.value)
 
 
-def test_a_newer_schema_is_refused(tmp_path, run):
+def test_a_newer_schema_raises(tmp_path, run):
     write_run(tmp_path, run)
     with h5py.File(tmp_path / "run.h5", "r+") as file:
         file.attrs["schema"] = 99
@@ -248,7 +244,7 @@ def test_export_without_names_is_one_vector(tmp_path, run):
         assert {key: stored[key].tolist() for key in stored} == {"parameters": [1, 2, 3, 4, 5, 6]}
 
 
-def test_export_says_what_is_wrong(tmp_path, run):
+def test_export_raises_without_parameters_and_without_a_writable_path(tmp_path, run):
     write_run(tmp_path / "run", run, complete=False)
     with pytest.raises(ConfigError, match="has no final parameters"):
         export_parameters(open_run(tmp_path / "run"), tmp_path / "p.npz")

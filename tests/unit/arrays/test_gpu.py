@@ -1,4 +1,4 @@
-"""On a GPU: copies beside the computing, the same bits as NumPy where arithmetic allows, gradients within rounding."""
+"""A GPU: copies during computation, sums and updates with the bits of NumPy, and gradients up to rounding errors."""
 
 import math
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from hpc_dasgd.data.batches import Batch, Sampler
 from hpc_dasgd.data.dataset import open_dataset
 from hpc_dasgd.optim import optimizers
 from hpc_dasgd.storage.checkpoint_file import RankState
-from hpc_dasgd.storage.checkpoint_writer import CheckpointWriter
+from hpc_dasgd.storage.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +39,7 @@ def wait(copy):
 
 
 def problem(name, n_rows=33):
-    """An objective, parameters and a batch, in NumPy's float64."""
+    """Return an objective, parameters and a batch, in NumPy's float64."""
     kind, options, shape, n_classes = CASES[name]
     rng = np.random.default_rng(3)
     n_targets = None if n_classes else 2
@@ -54,7 +54,7 @@ def problem(name, n_rows=33):
     return objective, parameters, Batch(rng.standard_normal((n_rows, *shape)), y, (1, 2, 3))
 
 
-def test_the_first_is_taken_and_named(gpu):
+def test_ranks_take_the_visible_gpus_in_turn(gpu):
     (name, bus), *others = devices.gpus()
     assert gpu.name == f"{name} (PCI {bus})" and not gpu.on_host
     assert devices.choose("gpu", local_rank=1 + len(others)).name == gpu.name
@@ -63,7 +63,7 @@ def test_the_first_is_taken_and_named(gpu):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n_terms", [1, 2, 3, 16, 17, 40])
-def test_terms_are_added_up_with_the_bits_of_numpy(gpu, dtype, n_terms):
+def test_sums_have_the_bits_of_numpy(gpu, dtype, n_terms):
     rng = np.random.default_rng(0)
     terms = [rng.standard_normal(10_001).astype(dtype) for _ in range(n_terms)]
     expected, out = np.empty_like(terms[0]), gpu.zeros(10_001, dtype)
@@ -75,17 +75,17 @@ def test_terms_are_added_up_with_the_bits_of_numpy(gpu, dtype, n_terms):
     assert gpu.to_host(first).tobytes() == expected.tobytes()
 
 
-def test_a_maximum_is_split_with_the_bits_of_numpy(gpu):
+def test_gradients_of_a_maximum_have_the_bits_of_numpy(gpu):
     rng = np.random.default_rng(2)
     pairs, delta = rng.integers(-2, 3, (40, 50)).astype("f4"), rng.standard_normal((40, 25)).astype("f4")
     placed = gpu.to_device(pairs)
-    arithmetic.split_maximum(gpu.to_device(delta), placed[:, ::2], placed[:, 1::2])
-    arithmetic.split_maximum(delta, pairs[:, ::2], pairs[:, 1::2])
+    arithmetic.backpropagate_maximum(gpu.to_device(delta), placed[:, ::2], placed[:, 1::2])
+    arithmetic.backpropagate_maximum(delta, pairs[:, ::2], pairs[:, 1::2])
     assert gpu.to_host(placed).tobytes() == pairs.tobytes()
 
 
-def test_copies_come_behind_what_was_computed_before_their_mark(gpu):
-    """The source is the result of much work."""
+def test_copies_start_after_the_work_before_their_event(gpu):
+    """The source is the result of work that takes long."""
     n = 1 << 22
     source, out = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4")
     for _ in range(200):
@@ -98,36 +98,36 @@ def test_copies_come_behind_what_was_computed_before_their_mark(gpu):
     assert float(back.min()) == float(back.max()) == 200
 
 
-def test_copies_go_on_beside_the_computing(gpu):
-    """One that is through before the work that was told ahead of it, but behind its mark."""
+def test_copies_run_during_later_work(gpu):
+    """The copy completes before work that was given to the GPU earlier, but after the event of the copy."""
     n = 1 << 22
     a = gpu.xp.ones((4096, 4096), "f4")
     a @ a
-    source, out, mark = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4"), gpu.record_event()
+    source, out, event = gpu.zeros(n, "f4"), gpu.host_zeros(4 * n).view("f4"), gpu.record_event()
     for _ in range(200):
         a = a @ a * 0
     work = gpu.record_event()
-    wait(gpu.download(source, out, after=mark))
+    wait(gpu.download(source, out, after=event))
     assert not work.done()
     turns = []
     gpu.poll_until_done(lambda: turns.append(1))
     assert work.done() and turns
 
 
-def test_memory_of_others_is_registered_and_given_back(gpu):
+def test_memory_is_registered_once_and_unregistered(gpu):
     memory = np.zeros(1 << 20, np.uint8)
     assert gpu.register(memory)
     wait(gpu.upload(memory, gpu.xp.ones(1 << 20, "u1"), after=gpu.record_event()))
     gpu.unregister(memory)
     assert gpu.register(memory)
-    assert not gpu.register(memory) and gpu.pageable_bytes == memory.nbytes  # CUDA does that once
+    assert not gpu.register(memory) and gpu.pageable_bytes == memory.nbytes  # CUDA registers memory only once
     gpu.unregister(memory)
     gpu.pageable_bytes = 0
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
-def test_gradients_are_those_of_the_processor(gpu, name, dtype, tolerance):
+def test_gradients_agree_with_those_of_the_processor(gpu, name, dtype, tolerance):
     objective, parameters, batch = problem(name)
     expected = np.empty_like(parameters)
     loss = objective.loss_and_gradient(parameters, batch, expected)
@@ -157,23 +157,25 @@ def test_updates_have_the_bits_of_numpy(gpu, kind):
         assert gpu.to_host(out).tobytes() == expected.tobytes()
 
 
-def test_rows_are_drawn_on_the_device(gpu):
+def test_batches_are_drawn_on_the_gpu(gpu):
     data = open_dataset("digits", "float32")
-    here, there = (Sampler(1, 2, each.train, 16).batch(3) for each in (data, data.on(gpu)))
+    here, there = (Sampler(1, 2, each.train, 16).batch(3) for each in (data, data.to_device(gpu)))
     assert type(there.x).__module__ == type(there.y).__module__ == "cupy"
     assert gpu.to_host(there.x).tobytes() == here.x.tobytes() and gpu.to_host(there.y).tolist() == here.y.tolist()
-    assert sum(len(batch.y) for batch in data.on(gpu).test.pieces(100)) == data.test.n_rows
+    assert sum(len(batch.y) for batch in data.to_device(gpu).test.batches(100)) == data.test.n_rows
 
 
-def test_checkpoints_hold_what_is_on_the_device(gpu, tmp_path):
-    writer = CheckpointWriter(tmp_path, 1.0, 2, 0, warn=pytest.fail)
-    state = RankState(np.zeros(1, np.int64), gpu.to_device(np.arange(5.0)), {"velocity": gpu.to_device(np.ones(5)), "step": 3})
+def test_checkpoints_contain_arrays_of_the_gpu(gpu, tmp_path):
+    writer = CheckpointWriter(tmp_path, CheckpointSchedule(1.0, 2), warn=pytest.fail)
+    state = RankState(
+        np.zeros(1, np.int64), gpu.to_device(np.arange(5.0)), {"velocity": gpu.to_device(np.ones(5)), "step": 3}
+    )
     copied = writer._copied(state)
     assert isinstance(copied.contribution, np.ndarray) and copied.contribution.tolist() == [0, 1, 2, 3, 4]
     assert copied.optimizer_state["velocity"].tolist() == [1] * 5 and copied.optimizer_state["step"] == 3
 
 
-def test_a_module_of_pytorch_has_views_of_the_device(gpu):
+def test_a_torch_module_has_views_of_memory_of_the_gpu(gpu):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch is without CUDA")
@@ -197,7 +199,7 @@ def test_a_module_of_pytorch_has_views_of_the_device(gpu):
     assert set(objective.evaluate(placed, batch)) == {"loss", "accuracy"}
 
 
-def test_a_function_of_jax_takes_arrays_of_the_device(gpu):
+def test_a_jax_function_accepts_arrays_of_the_gpu(gpu):
     jax = pytest.importorskip("jax")
     if jax.default_backend() != "gpu":
         pytest.skip("this JAX is without CUDA")

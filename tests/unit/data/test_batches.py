@@ -1,4 +1,4 @@
-"""Batches: which rows a rank draws, against Philox used directly."""
+"""Batches: the rows that a rank draws, compared with direct use of Philox."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def drawn(seed, rank, version, n_rows=1000, batch_size=8):
 
 
 def reference(seed, rank, version, n_rows, batch_size):
-    """The rows of one batch: raw numbers of Philox, four for each count of its counter, modulo `n_rows`.
+    """Return the rows of one batch: raw numbers of Philox, four per increment of its counter, modulo `n_rows`.
 
     Key: the words seed and rank. Counter: version times the counts of one batch in the lowest word, the
     stream (0) in the highest.
@@ -40,17 +40,17 @@ WORD = st.integers(0, 2**64 - 1)
 
 @settings(deadline=None, max_examples=60)
 @given(WORD, WORD, st.integers(0, 2**40), st.integers(1, 10**9), st.sampled_from([1, 3, 4, 5, 32, 1000]))
-def test_a_batch_is_what_philox_says(seed, rank, version, n_rows, batch_size):
+def test_batch_equals_direct_use_of_philox(seed, rank, version, n_rows, batch_size):
     expected = reference(seed, rank, version, n_rows, batch_size)
     assert drawn(seed, rank, version, n_rows, batch_size).tolist() == expected
 
 
-def test_a_batch_is_what_it_was_when_this_test_was_written():
+def test_batch_equals_recorded_numbers():
     # Philox is specified bit for bit, and replays of old runs depend on these numbers.
     assert reference(7, 3, 11, 1000, 4) == drawn(7, 3, 11, 1000, 4).tolist() == [543, 967, 565, 0]
 
 
-def test_the_order_of_calls_and_other_samplers_do_not_matter():
+def test_batch_does_not_depend_on_earlier_calls_or_other_samplers():
     versions = [0, 1, 63, 64, 65, 200, 64, 0, 10**6, 127, 128]
     one, other = Sampler(1, 2, Rows(1000), 8), Sampler(1, 3, Rows(1000), 8)
     in_order = {version: drawn(1, 2, version).tolist() for version in sorted(versions)}
@@ -60,14 +60,14 @@ def test_the_order_of_calls_and_other_samplers_do_not_matter():
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 1024, 65536, 100_000])
-def test_batches_on_both_sides_of_a_block_boundary(batch_size):
+def test_batches_next_to_a_block_boundary(batch_size):
     # Blocks are of at most 64 versions, and of one where a batch is large.
     sampler = Sampler(5, 1, Rows(10**6), batch_size)
     for version in (0, 1, 2, 62, 63, 64, 65, 127, 128):
         assert sampler.batch(version).x.tolist() == reference(5, 1, version, 10**6, batch_size)
 
 
-def test_the_numbers_behind_a_batch_do_not_depend_on_the_split():
+def test_random_numbers_of_a_batch_do_not_depend_on_the_split():
     for version in (0, 1, 100):
         assert (drawn(1, 2, version, n_rows=6000) % 1000 == drawn(1, 2, version, n_rows=1000)).all()
 
@@ -94,7 +94,7 @@ def test_rows_are_drawn_uniformly():
     assert 23.98 < chi_squared < 85.35
 
 
-def test_the_randomness_of_a_batch_is_a_function_of_its_source():
+def test_generator_of_a_batch_is_a_function_of_its_source():
     first = Sampler(1, 2, Rows(100), 8).batch(5).rng.standard_normal(4)
     sampler = Sampler(1, 2, Rows(7), 3)
     sampler.batch(9).rng.random(1000)
@@ -104,7 +104,7 @@ def test_the_randomness_of_a_batch_is_a_function_of_its_source():
         assert (Batch(None, None, source).rng.standard_normal(4) != first).all()
 
 
-def test_the_randomness_of_a_batch_is_philox_on_a_stream_of_its_own():
+def test_generator_of_a_batch_is_philox_on_a_separate_stream():
     # The version is the second word of the counter, the stream (1) the highest: no two batches meet,
     # however many numbers one takes, and none meets the stream of the rows.
     counter = np.array([0, 5, 0, 1], dtype=np.uint64)
@@ -122,20 +122,20 @@ def test_the_seed_of_a_batch_is_a_function_of_its_source():
     assert len(seeds) == 12**3 and min(seeds) >= 0 and 2**63 < max(seeds) < 2**64
 
 
-def test_a_batch_has_one_generator():
+def test_batch_creates_its_generator_once():
     batch = Sampler(1, 2, Rows(100), 8).batch(0)
     assert batch.rng is batch.rng
     assert batch.rng.random() != batch.rng.random()
 
 
-def test_drawing_from_the_generator_of_a_batch_leaves_the_next_batch_alone():
+def test_drawing_from_the_generator_of_a_batch_does_not_change_the_next_batch():
     sampler = Sampler(1, 2, Rows(1000), 8)
     sampler.batch(0).rng.random(10_000)
     assert sampler.batch(1).x.tolist() == drawn(1, 2, 1).tolist()
 
 
-def test_versions_from_arrays_are_as_good_as_any():
-    # A shift of NumPy's integers drops the high bits in silence.
+def test_versions_may_be_integers_of_numpy():
+    # A shift of NumPy's integers drops the high bits without an error.
     for kind in (np.uint32, np.int64):
         batch = Sampler(1, 2, Rows(1000), 8).batch(kind(5))
         assert batch.x.tolist() == drawn(1, 2, 5).tolist()
@@ -143,7 +143,7 @@ def test_versions_from_arrays_are_as_good_as_any():
         assert Batch(None, None, (1, 2, kind(5))).rng.random() == Batch(None, None, (1, 2, 5)).rng.random()
 
 
-def test_without_a_split_a_batch_has_randomness_alone():
+def test_batch_without_a_split_has_a_generator_only():
     batch = Sampler(3, 4, None, 8).batch(6)
     assert batch.x is None and batch.y is None
     assert batch.source == (3, 4, 6)

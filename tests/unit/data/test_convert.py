@@ -1,4 +1,4 @@
-"""Data set files from the formats that data comes in, whole or damaged."""
+"""Conversion of valid and damaged files of other formats to data set files."""
 
 import gzip
 import struct
@@ -9,7 +9,7 @@ import pytest
 
 from hpc_dasgd.cli.main import main
 from hpc_dasgd.data.convert.conversion import convert
-from hpc_dasgd.data.convert.pieces import PIECE_BYTES
+from hpc_dasgd.data.convert.source import BLOCK_BYTES
 from hpc_dasgd.data.dataset import open_dataset
 from hpc_dasgd.errors import ConfigError
 
@@ -58,7 +58,7 @@ def refused(source, target, *fragments):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("separator", ["-", "."])
-def test_a_folder_of_mnist(tmp_path, suffix, separator):
+def test_mnist_directory_is_converted(tmp_path, suffix, separator):
     made = mnist(tmp_path / "mnist", suffix, separator)
     assert convert(tmp_path / "mnist", tmp_path / "set.h5") == {"train": 70, "test": 20}
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -67,7 +67,7 @@ def test_a_folder_of_mnist(tmp_path, suffix, separator):
     assert data.attributes["source"] == str(tmp_path / "mnist")
 
 
-def test_one_file_of_images_gives_a_part_of_them_for_the_test(tmp_path):
+def test_single_file_is_divided_into_train_and_test(tmp_path):
     x, y = mnist(tmp_path / "mnist", n_train=1000)["train"]
     found = convert(tmp_path / "mnist" / "train-images-idx3-ubyte", tmp_path / "set.h5", test_share=0.3)
     assert sum(found.values()) == 1000
@@ -85,7 +85,7 @@ def test_one_file_of_images_gives_a_part_of_them_for_the_test(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["i2", "i4", "f4", "f8"])
-def test_idx_of_other_types(tmp_path, dtype):
+def test_idx_files_of_other_dtypes_are_converted(tmp_path, dtype):
     x = RNG.integers(-100, 100, (30, 3)).astype(dtype)
     write(tmp_path / "a-images-idx3-ubyte", idx(x))
     write(tmp_path / "a-labels-idx1-ubyte", idx(np.arange(30, dtype="i4") % 3))
@@ -106,18 +106,18 @@ def test_idx_of_other_types(tmp_path, dtype):
         (None, idx(np.zeros(3, "u1"))[:-2], ["labels", "offset 8", "3 bytes of labels 0 to 2, got 1"]),
     ],
 )
-def test_damaged_idx_files_are_named_with_the_place(tmp_path, images, labels, fragments):
+def test_damaged_idx_files_are_refused_with_file_and_offset(tmp_path, images, labels, fragments):
     good = idx(np.zeros((3, 2, 2), "u1")), idx(np.zeros(3, "u1"))
     write(tmp_path / "train-images-idx3-ubyte", images or good[0])
     write(tmp_path / "train-labels-idx1-ubyte", labels or good[1])
     refused(tmp_path, tmp_path / "set.h5", *fragments)
 
 
-def test_a_cut_gzip_file_and_missing_labels_are_named(tmp_path):
+def test_truncated_gzip_file_and_missing_labels_are_refused(tmp_path):
     mnist(tmp_path / "mnist", ".gz", n_train=2000)
     images = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:-200])
-    refused(tmp_path / "mnist", tmp_path / "set.h5", images.name, "whole gzip data")
+    refused(tmp_path / "mnist", tmp_path / "set.h5", images.name, "complete gzip data")
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
     refused(tmp_path / "mnist", tmp_path / "set.h5", "must hold train-labels-idx1-ubyte.gz too")
 
@@ -128,7 +128,7 @@ def cifar_records(n):
     return x, y, np.column_stack([y, x.reshape(n, -1)]).tobytes()
 
 
-def test_cifar(tmp_path):
+def test_cifar_directory_is_converted(tmp_path):
     parts = [cifar_records(7) for _ in range(3)]
     for number, (_, _, content) in enumerate(parts, start=1):
         (tmp_path / f"data_batch_{number}.bin").write_bytes(content)
@@ -141,7 +141,7 @@ def test_cifar(tmp_path):
     assert_holds(tmp_path / "set.h5", "train", *trained, 1 / 255)
 
 
-def test_damaged_cifar_files_are_named_with_the_place(tmp_path):
+def test_damaged_cifar_files_are_refused_with_file_and_offset(tmp_path):
     path = tmp_path / "data_batch_1.bin"
     _, _, content = cifar_records(4)
     path.write_bytes(content[:-1])
@@ -154,7 +154,7 @@ def test_damaged_cifar_files_are_named_with_the_place(tmp_path):
 @pytest.mark.parametrize(
     "names", [("x_train", "y_train", "x_test", "y_test"), ("train_x", "train_y", "test_x", "test_y")]
 )
-def test_npz(tmp_path, save, names):
+def test_npz_archive_is_converted(tmp_path, save, names):
     x, y = RNG.normal(size=(50, 6)).astype(np.float32), RNG.integers(0, 4, 50)
     save(tmp_path / "a.npz", **dict(zip(names, (x[:40], y[:40], x[40:], y[40:]), strict=True)))
     assert convert(tmp_path / "a.npz", tmp_path / "set.h5") == {"train": 40, "test": 10}
@@ -162,7 +162,7 @@ def test_npz(tmp_path, save, names):
     assert_holds(tmp_path / "set.h5", "test", x[40:], y[40:])
 
 
-def test_npz_with_float_targets(tmp_path):
+def test_float_targets_of_an_npz_archive_get_two_dimensions(tmp_path):
     x, y = RNG.integers(0, 256, (30, 2, 2), np.uint8), RNG.normal(size=30)
     np.savez(tmp_path / "a.npz", x=x, y=y)
     convert(tmp_path / "a.npz", tmp_path / "set.h5", 0.0)
@@ -179,19 +179,19 @@ def test_npz_with_float_targets(tmp_path):
         ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, ["at least 1 example"]),
     ],
 )
-def test_archives_that_hold_something_else_are_refused(tmp_path, arrays, fragments):
+def test_npz_archives_with_other_arrays_are_refused(tmp_path, arrays, fragments):
     np.savez(tmp_path / "a.npz", **arrays)
     refused(tmp_path / "a.npz", tmp_path / "set.h5", "a.npz", *fragments)
 
 
-def test_a_damaged_archive_is_refused(tmp_path):
+def test_damaged_npz_archive_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=RNG.normal(size=(500, 3)), y=np.zeros(500, int))
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[4000] ^= 255
     (tmp_path / "a.npz").write_bytes(content)
-    refused(tmp_path / "a.npz", tmp_path / "set.h5", "`x`", "must be whole")
+    refused(tmp_path / "a.npz", tmp_path / "set.h5", "`x`", "must be complete")
     (tmp_path / "a.npz").write_bytes(content[:3000])
-    refused(tmp_path / "a.npz", tmp_path / "set.h5", "archive of NumPy")
+    refused(tmp_path / "a.npz", tmp_path / "set.h5", "NumPy archive")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
         ("1e3,2,7\r\n-3,4,0\r\n", [[1000, 2], [-3, 4]], [7, 0]),
     ],
 )
-def test_csv(tmp_path, text, x, y):
+def test_csv_table_is_converted(tmp_path, text, x, y):
     (tmp_path / "a.csv").write_bytes(text.encode())
     convert(tmp_path / "a.csv", tmp_path / "set.h5", 0.0)
     assert_holds(tmp_path / "set.h5", "train", x, y)
@@ -221,13 +221,13 @@ def test_csv(tmp_path, text, x, y):
         (b"", ["at least 1 example"]),
     ],
 )
-def test_damaged_tables_are_named_with_the_line(tmp_path, content, fragments):
+def test_damaged_csv_tables_are_refused_with_file_and_line(tmp_path, content, fragments):
     (tmp_path / "a.csv").write_bytes(content)
     refused(tmp_path / "a.csv", tmp_path / "set.h5", "a.csv", *fragments)
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    n = 12 * PIECE_BYTES // 1000
+    n = 12 * BLOCK_BYTES // 1000
     write(tmp_path / "train-images-idx3-ubyte.gz", idx(np.zeros((n, 1000), "u1")))
     write(tmp_path / "train-labels-idx1-ubyte.gz", idx(np.zeros(n, "u1")))
     tracemalloc.start()
@@ -236,13 +236,13 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 6 * PIECE_BYTES
+    assert peak < 6 * BLOCK_BYTES
 
 
-def test_the_command(tmp_path, capsys):
+def test_convert_command(tmp_path, capsys):
     mnist(tmp_path / "mnist")
     assert main(["convert", str(tmp_path / "mnist"), str(tmp_path / "set.h5")]) == 0
-    assert capsys.readouterr().out == f"data set: {tmp_path / 'set.h5'}, 70 examples to train on, 20 to test\n"
+    assert capsys.readouterr().out == f"data set: {tmp_path / 'set.h5'}, 70 training examples, 20 test examples\n"
     for source, fragment in (("nowhere", "there is no"), (".", "under their usual names")):
         assert main(["convert", str(tmp_path / source), str(tmp_path / "other.h5")]) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -254,7 +254,7 @@ def test_the_command(tmp_path, capsys):
     assert "must be a number in [0, 1), got '1'" in capsys.readouterr().err
 
 
-def test_a_data_set_that_is_there_stays_until_the_new_one_is_whole(tmp_path):
+def test_existing_data_set_is_kept_if_the_conversion_fails(tmp_path):
     mnist(tmp_path / "mnist")
     convert(tmp_path / "mnist", tmp_path / "set.h5")
     before = (tmp_path / "set.h5").read_bytes()

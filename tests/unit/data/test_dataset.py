@@ -1,4 +1,4 @@
-"""Data set files: the rules of the format, and what is read of a good one."""
+"""Data set files: the rules of the format, and reading of valid files."""
 
 import os
 import tracemalloc
@@ -16,7 +16,7 @@ LABELS = np.array([0, 1, 2, 1, 0, 2, 1, 0])
 
 
 def arrays(**changes):
-    """The parts of a good file of 8 and 4 examples, some of them changed; None leaves one out."""
+    """Return the arrays of a valid file of 8 and 4 examples, with some replaced; None removes one."""
     rng = np.random.default_rng(0)
     parts = {
         "train/x": rng.integers(0, 256, (8, 2, 3), dtype=np.uint8),
@@ -38,7 +38,7 @@ def write(path, attributes=None, **changes):
 
 @pytest.fixture
 def opened():
-    """Open a data set file for the time of the test."""
+    """Return a function that opens a data set file until the test ends."""
     datasets = []
 
     def open_one(*arguments, **options):
@@ -59,11 +59,11 @@ def refusal(path, dtype=np.float32, **options):
 
 
 def everything(split, n_rows):
-    pieces = list(split.pieces(n_rows))
-    return np.concatenate([p.x for p in pieces]), np.concatenate([p.y for p in pieces])
+    batches = list(split.batches(n_rows))
+    return np.concatenate([p.x for p in batches]), np.concatenate([p.y for p in batches])
 
 
-def test_digits_ships(opened):
+def test_shipped_data_set_digits_opens(opened):
     digits = opened("digits", np.float32)
     assert (digits.train.n_rows, digits.test.n_rows) == (1437, 360)
     assert digits.feature_shape == (8, 8)
@@ -88,14 +88,14 @@ def test_features_are_scaled_and_converted(tmp_path, opened, dtype):
     assert dataset.path == path
 
 
-def test_the_scale_is_one_and_classes_are_counted_where_the_file_does_not_say(tmp_path, opened):
+def test_scale_is_one_and_classes_are_counted_by_default(tmp_path, opened):
     dataset = opened(write(tmp_path / "a.h5", test_y=np.array([0, 1, 4, 0])), np.float64)
     np.testing.assert_array_equal(everything(dataset.train, 8)[0], arrays()["train/x"])
     assert dataset.n_classes == 5
 
 
 @pytest.mark.parametrize("kind", ["|b1", "|i1", "<u2", ">i4", "<i8", "<f2", ">f4", "<f8"])
-def test_any_numeric_type_of_features(tmp_path, opened, kind):
+def test_features_may_have_any_numeric_dtype(tmp_path, opened, kind):
     x = np.array([[0, 1], [1, 1], [1, 0], [0, 0]]).astype(kind)
     path = write(tmp_path / "a.h5", {"scale": 0.5}, test_x=x, train_x=np.concatenate([x, x]))
     for cache_bytes in (0, 1 << 20):
@@ -115,7 +115,7 @@ def test_a_file_without_test_examples_is_accepted(tmp_path, opened):
     path = write(tmp_path / "a.h5", test_x=np.zeros((0, 2, 3)), test_y=np.zeros(0, int))
     dataset = opened(path, np.float32)
     assert dataset.test.n_rows == 0
-    assert list(dataset.test.pieces(4)) == []
+    assert list(dataset.test.batches(4)) == []
 
 
 BROKEN = {
@@ -207,7 +207,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("changes", "attributes", "what", "rule"), BROKEN.values(), ids=BROKEN)
-def test_a_file_that_breaks_a_rule_is_refused_by_name_and_rule(tmp_path, changes, attributes, what, rule):
+def test_file_that_violates_a_rule_is_refused_with_name_and_rule(tmp_path, changes, attributes, what, rule):
     changes = dict(changes)
     part = changes.pop("train_x_part", None)
     path = write(tmp_path / "broken.h5", attributes, **changes)
@@ -234,25 +234,25 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, part, bad):
     assert message == f"`{name}` of {tmp_path / 'a.h5'} must be finite as float32, got {bad} at {where}"
 
 
-def test_a_number_that_is_not_finite_is_found_in_any_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "_PIECE_BYTES", 2 * 6 * 8)  # two rows of x
+def test_number_that_is_not_finite_is_found_in_any_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "_BLOCK_BYTES", 2 * 6 * 8)  # two rows of x
     x = np.ones((8, 2, 3))
     x[5, 1, 2] = np.nan
     assert refusal(write(tmp_path / "a.h5", train_x=x)).endswith("got nan at (5, 1, 2)")
 
 
 @pytest.mark.parametrize("row", [1, 4, 7])
-def test_labels_are_checked_in_any_piece(tmp_path, monkeypatch, row):
-    monkeypatch.setattr(dataset_module, "_PIECE_BYTES", 3)
+def test_labels_are_checked_in_all_blocks(tmp_path, monkeypatch, row):
+    monkeypatch.setattr(dataset_module, "_BLOCK_BYTES", 3)
     labels = LABELS.astype(np.uint8)
     labels[row] = 77
     assert refusal(write(tmp_path / "a.h5", {"classes": 3}, train_y=labels)).endswith("be in 0..2, got 77")
 
 
-def test_a_file_that_is_missing_or_a_directory_is_refused_with_what_ships(tmp_path):
+def test_missing_file_is_refused_with_the_names_of_shipped_data_sets(tmp_path):
     for path in (tmp_path / "missing.h5", tmp_path, "digit", "~nosuchuser/a.h5", "a" * 5000, "a\nb"):
         message = refusal(path)
-        assert message.startswith("`data.path` must be a data set file or the name of one that ships (digits), got ")
+        assert message.startswith("`data.path` must be a data set file or the name of an included one (digits), got ")
         assert message.endswith(repr(str(path)))
 
 
@@ -272,7 +272,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         write(path, train_x=np.ones((8, 2000)), test_x=np.ones((4, 2000)))
 
 
-def test_a_link_to_nowhere_is_refused(tmp_path):
+def test_dangling_links_are_refused(tmp_path):
     path = write(tmp_path / "a.h5", train_x=None, test_y=None)
     with h5py.File(path, "r+") as file:
         file["train/x"] = h5py.SoftLink("/nowhere")
@@ -284,7 +284,7 @@ def test_a_link_to_nowhere_is_refused(tmp_path):
     assert str(path) in refusal(path)
 
 
-def test_a_type_that_numpy_does_not_know_is_refused(tmp_path):
+def test_dtype_without_numpy_equivalent_is_refused(tmp_path):
     path = write(tmp_path / "a.h5", train_x=None)
     with h5py.File(path, "r+") as file:
         h5py.h5d.create(file["train"].id, b"x", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((8,)))
@@ -300,12 +300,12 @@ def test_a_refused_file_is_closed(tmp_path):
     assert caught
 
 
-def test_a_name_with_a_line_break_is_told_in_one_line(tmp_path):
+def test_path_with_a_line_break_is_reported_in_one_line(tmp_path):
     (tmp_path / "a\nb").mkdir()
     refusal(write(tmp_path / "a\nb" / "a.h5", {"scale": -1.0}))
 
 
-def test_a_file_comes_before_what_ships_and_a_directory_does_not(tmp_path, monkeypatch, opened):
+def test_file_takes_precedence_over_a_shipped_data_set_of_the_same_name(tmp_path, monkeypatch, opened):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert opened("digits", np.float32).train.n_rows == 1437
@@ -320,7 +320,7 @@ def test_a_home_directory_is_expanded(tmp_path, monkeypatch, opened):
     assert opened("~/a.h5", np.float32).train.n_rows == 8
 
 
-def test_batches_from_the_file_are_those_from_memory(opened):
+def test_batches_read_from_the_file_equal_those_from_memory(opened):
     from_memory, from_file = opened("digits", np.float32), opened("digits", np.float32, cache_bytes=0)
     one, other = (Sampler(3, 1, dataset.train, 32) for dataset in (from_memory, from_file))
     for version in (0, 1, 64, 7):
@@ -334,7 +334,7 @@ def test_batches_from_the_file_are_those_from_memory(opened):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 8 * 8, 1 << 20])
-def test_rows_come_in_the_order_asked_for_with_repetitions(tmp_path, opened, cache_bytes):
+def test_rows_are_returned_in_the_given_order_with_repetitions(tmp_path, opened, cache_bytes):
     # 64 bytes hold the labels (8 of int64) but not the features.
     dataset = opened(write(tmp_path / "a.h5"), np.float64, cache_bytes=cache_bytes)
     for wanted in ([5, 0, 5, 7, 5], [2], [7, 6, 5, 4, 3, 2, 1, 0], [1] * 9):
@@ -345,17 +345,17 @@ def test_rows_come_in_the_order_asked_for_with_repetitions(tmp_path, opened, cac
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 @pytest.mark.parametrize(("n_rows", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (100, [8]), (1, [1] * 8)])
-def test_pieces_cover_a_split_in_order(tmp_path, opened, n_rows, sizes, cache_bytes):
+def test_batches_cover_a_split_in_order(tmp_path, opened, n_rows, sizes, cache_bytes):
     dataset = opened(write(tmp_path / "a.h5"), np.float64, cache_bytes=cache_bytes)
-    pieces = list(dataset.train.pieces(n_rows))
-    assert [len(piece.x) for piece in pieces] == [len(piece.y) for piece in pieces] == sizes
-    assert {piece.source for piece in pieces} == {(0, 0, 0)}
-    np.testing.assert_array_equal(np.concatenate([p.x for p in pieces]), arrays()["train/x"])
-    np.testing.assert_array_equal(np.concatenate([p.y for p in pieces]), LABELS)
+    batches = list(dataset.train.batches(n_rows))
+    assert [len(batch.x) for batch in batches] == [len(batch.y) for batch in batches] == sizes
+    assert {batch.source for batch in batches} == {(0, 0, 0)}
+    np.testing.assert_array_equal(np.concatenate([p.x for p in batches]), arrays()["train/x"])
+    np.testing.assert_array_equal(np.concatenate([p.y for p in batches]), LABELS)
 
 
 class Counting:
-    """An HDF5 data set that notes how many rows are read of it."""
+    """Wrapper of an HDF5 data set that records how many rows are read."""
 
     def __init__(self, dataset):
         self._dataset = dataset
@@ -373,14 +373,14 @@ class Counting:
         return array
 
 
-def test_only_the_rows_of_a_batch_are_read_of_a_large_file(tmp_path):
+def test_only_the_rows_of_a_batch_are_read_from_a_large_file(tmp_path):
     with h5py.File(write(tmp_path / "a.h5"), "r") as file:
         x, y = Counting(file["train/x"]), Counting(file["train/y"])
         split = Split(x, y, np.dtype(np.float32), 1.0, cache_bytes=8 * 8)
         assert (x.n_read, y.n_read) == ([], [8])
         split.rows(np.array([6, 2, 6]))
         assert (x.n_read, y.n_read) == ([2], [8])
-        list(split.pieces(5))
+        list(split.batches(5))
         assert (x.n_read, y.n_read) == ([2, 5, 3], [8])
 
 
@@ -401,7 +401,7 @@ def test_a_file_larger_than_the_cache_takes_little_memory(tmp_path, opened):
     assert peak_bytes < 8 << 20
 
 
-def test_what_is_in_memory_outlives_the_file(tmp_path):
+def test_cached_arrays_remain_usable_after_close(tmp_path):
     dataset = open_dataset(write(tmp_path / "a.h5"), np.float64)
     dataset.close()
     np.testing.assert_array_equal(dataset.train.rows(np.arange(8))[0], arrays()["train/x"])

@@ -1,4 +1,4 @@
-"""Gossip without MPI: the arithmetic of push-sum under random schedules, and measuring how far replicas are apart."""
+"""Gossip without MPI: the arithmetic of push-sum under random schedules, and the spread of replicas."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dasgd.exchange.gossip import running_sums
-from hpc_dasgd.exchange.gossip.consensus import MOST_RANKS, Spread, ranks_to_look_at
+from hpc_dasgd.exchange.gossip.consensus import MAX_RANKS, Spread, ranks_to_sample
 from hpc_dasgd.overlay import topology
 
 N_PARAMS = 5
@@ -16,7 +16,7 @@ graphs = st.tuples(st.sampled_from(sorted(topology.GRAPHS)), st.integers(1, 8), 
 
 
 class Ranks:
-    """Ranks on a graph, each with mass, the running sum it shows, and what it has seen of its sources'."""
+    """Ranks on a graph, each with its mass, its running sum, and the running sums of its sources that it has taken."""
 
     def __init__(self, graph, starts):
         name, n_ranks, seed = graph
@@ -44,9 +44,9 @@ class Ranks:
 
     @property
     def total(self):
-        """All mass, in hand and on its way."""
-        on_its_way = sum((self.shown[s] - seen for (_, s), seen in self.seen.items()), np.zeros(N_PARAMS + 1))
-        return self.mass.sum(axis=0) + on_its_way
+        """All mass, held by ranks and in transit."""
+        in_transit = sum((self.shown[s] - seen for (_, s), seen in self.seen.items()), np.zeros(N_PARAMS + 1))
+        return self.mass.sum(axis=0) + in_transit
 
     @property
     def replicas(self):
@@ -67,13 +67,13 @@ def test_mass_is_conserved_and_weights_stay_positive(graph, schedule, seed):
             ranks.give(rank % n_ranks)
         else:
             ranks.take_any(rank % n_ranks, which)
-        assert np.all(ranks.mass[:, -1] >= running_sums.LEAST_WEIGHT / 8 * (1 - 1e-12))
+        assert np.all(ranks.mass[:, -1] >= running_sums.MIN_WEIGHT / 8 * (1 - 1e-12))
     np.testing.assert_allclose(ranks.total, total, rtol=0, atol=1e-13 * n_ranks)
 
 
 @settings(max_examples=25)
 @given(graphs, st.integers(0, 99))
-def test_replicas_converge_to_the_mean_whatever_the_order(graph, seed):
+def test_replicas_converge_to_the_mean_for_any_order_of_steps(graph, seed):
     n_ranks, rng = graph[1], np.random.default_rng(seed)
     ranks = Ranks(graph, rng.normal(size=(n_ranks, N_PARAMS)))
     mean = ranks.mass[:, :-1].mean(axis=0)
@@ -89,13 +89,15 @@ def test_replicas_converge_to_the_mean_whatever_the_order(graph, seed):
     np.testing.assert_allclose(ranks.replicas, np.broadcast_to(mean, (n_ranks, N_PARAMS)), atol=1e-4)
 
 
-def test_a_rank_that_gets_nothing_back_stops_giving_and_goes_on_when_it_does():
+def test_a_rank_that_receives_nothing_stops_giving_until_it_receives_again():
     ranks = Ranks(("ring", 4, 0), np.ones((4, N_PARAMS)))
     weights = []
     for _ in range(1000):
         ranks.give(0)
         weights.append(ranks.mass[0, -1])
-    assert min(weights) == weights[-1] == pytest.approx(1 / 27)  # it gave at 1/9, and is now below the limit
+    assert (
+        min(weights) == weights[-1] == pytest.approx(1 / 27)
+    )  # its last gift was at weight 1/9; now the weight is below the limit
     np.testing.assert_allclose(ranks.replicas[0], 1.0, rtol=1e-14)
     ranks.give(1)
     ranks.take(0, 1)
@@ -106,7 +108,7 @@ def test_a_rank_that_gets_nothing_back_stops_giving_and_goes_on_when_it_does():
 
 
 def test_not_all_ranks_can_wait_for_weight():
-    """Ranks that give and never take run dry; once they take again, somebody has enough to give."""
+    """Ranks that give and never take stop giving; when they take again, at least one has enough weight to give."""
     ranks = Ranks(("exponential", 8, 0), np.ones((8, N_PARAMS)))
     for _ in range(10):
         for rank in range(8):
@@ -118,8 +120,8 @@ def test_not_all_ranks_can_wait_for_weight():
     assert any(running_sums.may_give(weight) for weight in ranks.mass[:, -1])
 
 
-def test_fifty_thousand_gifts_do_not_drift():
-    """With running sums in float32 each gift would in the end be rounded by a part in a thousand."""
+def test_fifty_thousand_gifts_lose_no_mass():
+    """With float32 running sums each of the last gifts would be rounded by a thousandth."""
     rng = np.random.default_rng(0)
     ranks = Ranks(("ring", 3, 0), rng.normal(size=(3, N_PARAMS)).astype(np.float32))
     total = ranks.total
@@ -134,7 +136,7 @@ def test_fifty_thousand_gifts_do_not_drift():
 
 
 def test_large_running_sums_lose_no_mass():
-    """The running sum's last bit is 2e-4 here, far above that of what is given: what is given is what is taken."""
+    """The last bit of the running sum is 2e-4, far more than what is given; what is given is still what is taken."""
     rng = np.random.default_rng(0)
     mass, other, scratch = rng.normal(size=20), np.zeros(20), np.empty(20)
     total, shown = mass.copy(), 1e12 * (1 + rng.random(20))
@@ -149,7 +151,7 @@ def test_large_running_sums_lose_no_mass():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_update_moves_the_replica_by_itself_whatever_the_weight(dtype):
+def test_an_update_moves_the_replica_by_itself_for_any_weight(dtype):
     rng = np.random.default_rng(0)
     replica, update = rng.normal(size=20).astype(dtype), rng.normal(size=20).astype(dtype)
     for weight in (1.0, 0.01, 3.7):
@@ -179,10 +181,10 @@ def test_spread_of_replicas_that_hardly_differ_is_exact():
 
 
 @given(st.integers(1, 5000), st.data())
-def test_ranks_looked_at_are_few_and_spread_evenly(n_ranks, data):
+def test_sampled_ranks_are_few_and_evenly_spaced(n_ranks, data):
     rank = data.draw(st.integers(0, n_ranks - 1))
-    others = ranks_to_look_at(rank, n_ranks)
-    assert len(others) == min(MOST_RANKS, n_ranks - 1)
+    others = ranks_to_sample(rank, n_ranks)
+    assert len(others) == min(MAX_RANKS, n_ranks - 1)
     assert rank not in others
     gaps = np.diff(others)
     assert np.all(gaps >= 1)

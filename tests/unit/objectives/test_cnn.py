@@ -1,4 +1,4 @@
-"""Convolutional networks against finite differences, a reference pixel by pixel, and PyTorch."""
+"""Convolutional networks, compared with finite differences, a reference pixel by pixel, and PyTorch."""
 
 import math
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def problem(shape, options, n_rows=5):
 
 
 def differentiate(objective, parameters, batch):
-    """Return loss and gradient; the gradient's memory held nan before."""
+    """Return loss and gradient, whose memory was filled with nan before."""
     gradient = np.full_like(parameters, np.nan)
     return objective.loss_and_gradient(parameters, batch, gradient), gradient
 
@@ -75,7 +75,7 @@ def by_channel(x, options):
 
 
 def reference_convolution(image, weight, bias):
-    """The formula, pixel by pixel; outside of the image is zero."""
+    """Return the convolution of an image with a margin of zeros, computed pixel by pixel."""
     _, height, width = image.shape
     reach = weight.shape[2] // 2
     value = np.zeros((len(weight), height, width))
@@ -104,9 +104,9 @@ def test_gradient_agrees_with_central_differences(shape, options):
 
 
 @every_case
-def test_loss_agrees_with_the_formula_pixel_by_pixel(shape, options):
+def test_loss_agrees_with_a_computation_pixel_by_pixel(shape, options):
     objective, parameters, batch = problem(shape, options, n_rows=2)
-    n_convolutions, total, right = options.get("convolutions", 1), 0.0, 0
+    n_convolutions, total, n_correct = options.get("convolutions", 1), 0.0, 0
     for image, y in zip(by_channel(batch.x, options), batch.y, strict=True):
         layers = arrays(objective, parameters)
         for _ in options["channels"]:
@@ -118,14 +118,16 @@ def test_loss_agrees_with_the_formula_pixel_by_pixel(shape, options):
             value = weight.T @ value + bias
             value = value if k == len(layers) else np.maximum(value, 0)
         total -= math.log(math.exp(value[y]) / sum(map(math.exp, value)))
-        right += int(value.argmax() == y)
+        n_correct += int(value.argmax() == y)
     loss, _ = differentiate(objective, parameters, batch)
     assert loss == pytest.approx(total / 2, rel=1e-12)
-    assert objective.evaluate(parameters, batch) == pytest.approx({"loss": total / 2, "accuracy": right / 2}, rel=1e-12)
+    assert objective.evaluate(parameters, batch) == pytest.approx(
+        {"loss": total / 2, "accuracy": n_correct / 2}, rel=1e-12
+    )
 
 
 def torch_network(torch, objective, parameters, options):
-    """The same network of PyTorch's modules, with the same weights."""
+    """Return the same network as PyTorch modules, with the same weights."""
     nn, modules, layers = torch.nn, [], arrays(objective, parameters)
     for _ in options["channels"]:
         for _ in range(options.get("convolutions", 1)):
@@ -158,8 +160,8 @@ def test_loss_and_gradient_agree_with_pytorch(shape, options):
     np.testing.assert_allclose(gradient, np.concatenate([g.ravel() for g in gradients]), rtol=1e-9, atol=1e-13)
 
 
-def test_of_equal_values_one_gets_the_gradient():
-    """On images of one colour all four values are equal, and stay so when a weight changes."""
+def test_the_gradient_of_a_maximum_goes_to_one_of_equal_values():
+    """On images of one colour all four values are equal, also after a change of a weight."""
     options = {"channels": [4, 4], "convolutions": 1, "kernel": 1, "hidden": [5]}
     objective, parameters, batch = problem((2, 6, 6), options)
     batch = Batch(np.broadcast_to(batch.x[:, :, :1, :1], batch.x.shape), batch.y)
@@ -168,7 +170,7 @@ def test_of_equal_values_one_gets_the_gradient():
     np.testing.assert_allclose(gradient, central_differences(objective, parameters, batch), rtol=1e-5, atol=1e-8)
 
 
-def test_where_the_channels_stand_makes_no_difference():
+def test_the_position_of_the_channels_does_not_change_the_gradient():
     options = {"channels": [3], "kernel": 3, "hidden": [4]}
     objective, parameters, batch = problem((2, 4, 6), options)
     expected_loss, expected = differentiate(objective, parameters, batch)
@@ -184,35 +186,35 @@ def test_where_the_channels_stand_makes_no_difference():
 
 
 @pytest.mark.parametrize("numbers", [1, 2000])
-def test_a_batch_in_pieces_is_a_batch(monkeypatch, numbers):
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole_batch(monkeypatch, numbers):
     shape, options = CASES["odd, not square"]
     objective, parameters, batch = problem(shape, options, n_rows=11)
     loss, gradient = differentiate(objective, parameters, batch)
     metrics = objective.evaluate(parameters, batch)
-    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", numbers)
+    monkeypatch.setattr(cnn, "_MAX_PATCH_VALUES", numbers)
     pieces = objective._pieces(batch)
-    assert len(pieces) == {1: 11, 2000: 6}[numbers]  # 945 numbers in an image's windows
+    assert len(pieces) == {1: 11, 2000: 6}[numbers]  # 945 values in the patches of an image
     in_pieces, gradient_in_pieces = differentiate(objective, parameters, batch)
     assert in_pieces == pytest.approx(loss, rel=1e-13)
     np.testing.assert_allclose(gradient_in_pieces, gradient, rtol=1e-10, atol=1e-15)
     assert objective.evaluate(parameters, batch) == pytest.approx(metrics, rel=1e-13)
 
 
-def test_pieces_are_of_one_size_where_few_more_of_them_can_be(monkeypatch):
+def test_pieces_have_equal_sizes_if_that_takes_few_more_of_them(monkeypatch):
     shape, options = CASES["odd after the first block"]
     objective, _, batch = problem(shape, options, n_rows=16)
-    n_patches = sum(layer.n_patches for layer in objective._layers)
-    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 6 * n_patches)
+    n_values = sum(layer.n_patch_values for layer in objective._layers)
+    monkeypatch.setattr(cnn, "_MAX_PATCH_VALUES", 6 * n_values)
     assert [len(piece.y) for _, piece in objective._pieces(batch)] == [4, 4, 4, 4]
-    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 15 * n_patches)
+    monkeypatch.setattr(cnn, "_MAX_PATCH_VALUES", 15 * n_values)
     assert [len(piece.y) for _, piece in objective._pieces(batch)] == [8, 8]
     _, _, batch = problem(shape, options, n_rows=13)
     assert [len(piece.y) for _, piece in objective._pieces(batch)] == [13]
-    monkeypatch.setattr(cnn, "_PIECE_NUMBERS", 6 * n_patches)
+    monkeypatch.setattr(cnn, "_MAX_PATCH_VALUES", 6 * n_values)
     assert [len(piece.y) for _, piece in objective._pieces(batch)] == [5, 5, 3]
 
 
-def test_sizes_name_the_networks():
+def test_parameter_shapes_of_lenet_and_deep():
     lenet = build((28, 28), {}, n_classes=10).parameter_shapes
     assert list(lenet.items()) == [
         ("layer1.weight", (6, 1, 5, 5)),
@@ -232,7 +234,7 @@ def test_sizes_name_the_networks():
     assert deep["layer7.weight"] == (128 * 4 * 4, 128) and deep["layer8.weight"] == (128, 10) and len(deep) == 16
 
 
-def test_it_starts_with_the_variances_of_its_paper():
+def test_initial_weights_have_the_variances_of_the_paper():
     objective = build((3, 32, 32), {"size": "deep"})
     start = objective.initial(np.random.default_rng(1))
     assert np.array_equal(start, objective.initial(np.random.default_rng(1)))
@@ -243,7 +245,7 @@ def test_it_starts_with_the_variances_of_its_paper():
         assert not bias.any()
 
 
-def test_the_digits_can_be_learnt():
+def test_a_convolutional_network_learns_the_digits():
     data = open_dataset("digits", "float32")
     objective = objectives.make("cnn", {"image": [8, 8]}, data)
     parameters = objective.initial(np.random.default_rng(0)).astype(np.float32)
@@ -251,7 +253,7 @@ def test_the_digits_can_be_learnt():
     for version in range(400):
         objective.loss_and_gradient(parameters, sampler.batch(version), gradient)
         parameters -= np.float32(0.1) * gradient
-    (everything,) = data.test.pieces(data.test.n_rows)
+    (everything,) = data.test.batches(data.test.n_rows)
     data.close()
     assert objective.evaluate(parameters, everything)["accuracy"] > 0.95
 
@@ -277,7 +279,7 @@ def test_the_digits_can_be_learnt():
         ((32, 32, 3), {}, ["32 x 3, channels 32", "`objective.channel_axis`"]),
     ],
 )
-def test_wrong_settings_are_named(shape, options, parts):
+def test_an_error_names_the_invalid_setting_and_its_value(shape, options, parts):
     with pytest.raises(ConfigError) as caught:
         build(shape, options)
     message = str(caught.value)

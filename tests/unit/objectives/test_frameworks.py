@@ -1,4 +1,4 @@
-"""Models of PyTorch and JAX as objectives, against these libraries alone and against the package's own network."""
+"""Models of PyTorch and JAX as objectives, compared with these libraries alone and with the network of the package."""
 
 import math
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 
 from hpc_dasgd import objectives
 from hpc_dasgd.arrays.arithmetic import aligned_copy
+from hpc_dasgd.config.exchange_traits import traits_of
 from hpc_dasgd.data.batches import Batch
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.training import running_statistics
@@ -34,13 +35,13 @@ def batch_of(dtype="float32", version=3):
 
 
 def differentiate(objective, parameters, batch):
-    """Return loss and gradient; the gradient's memory held nan before."""
+    """Return loss and gradient, whose memory was filled with nan before."""
     gradient = np.full_like(parameters, np.nan)
     return objective.loss_and_gradient(parameters, batch, gradient), gradient
 
 
 def own_network(dtype):
-    """The package's own network with 5 hidden units, and its parameters by name."""
+    """Return the network of the package with 5 hidden units, its parameter vector, and the arrays of the vector."""
     data = SimpleNamespace(n_features=N_FEATURES, n_classes=N_CLASSES, n_targets=None)
     network = objectives.make("mlp", {"hidden": [5]}, data)
     flat = network.initial(np.random.default_rng(1)).astype(dtype)
@@ -57,7 +58,7 @@ def torch_mlp(torch, dropout=0.0):
 
 
 def torch_reference(torch, module, batch, loss_fn):
-    """Loss and gradients of a module as PyTorch alone has them."""
+    """Return the loss and the gradients of a module, computed by PyTorch alone."""
     loss = loss_fn(module(torch.tensor(batch.x)), torch.tensor(batch.y))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, trained)
@@ -65,13 +66,13 @@ def torch_reference(torch, module, batch, loss_fn):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_torch_gradient_is_that_of_torch_alone(torch, dtype):
+def test_torch_objective_has_the_gradient_of_torch_alone(torch, dtype):
     cross_entropy = torch.nn.functional.cross_entropy
     module, twin, batch = torch_mlp(torch), torch_mlp(torch), batch_of(dtype)
     objective = objectives.from_torch(module, cross_entropy)
     parameters = objective.initial(None).astype(dtype)
     expected_loss, expected = torch_reference(torch, twin.to(getattr(torch, dtype)), batch, cross_entropy)
-    for _ in range(2):  # gradients do not pile up
+    for _ in range(2):  # gradients do not accumulate
         loss, gradient = differentiate(objective, parameters, batch)
         assert loss == expected_loss
         assert gradient.tobytes() == expected.tobytes()
@@ -84,7 +85,7 @@ def test_torch_gradient_is_that_of_torch_alone(torch, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_torch_agrees_with_the_network_that_ships(torch, dtype):
+def test_torch_objective_agrees_with_the_network_of_the_package(torch, dtype):
     network, flat, (weight1, bias1, weight2, bias2) = own_network(dtype)
     objective, batch = objectives.from_torch(torch_mlp(torch), torch.nn.functional.cross_entropy), batch_of(dtype)
     there = np.concatenate([part.ravel() for part in (weight1.T, bias1, weight2.T, bias2)])
@@ -98,7 +99,7 @@ def test_torch_agrees_with_the_network_that_ships(torch, dtype):
     assert objective.evaluate(there, batch) == pytest.approx(network.evaluate(flat, batch), rel=error)
 
 
-def test_torch_shares_the_memory_of_both_vectors(torch):
+def test_torch_parameters_and_gradients_are_views_of_the_vectors(torch):
     module = torch_mlp(torch)
     objective = objectives.from_torch(module, torch.nn.functional.cross_entropy)
     parameters = objective.initial(None).astype(np.float32)
@@ -111,12 +112,12 @@ def test_torch_shares_the_memory_of_both_vectors(torch):
             assert parameter.grad.data_ptr() == gradient.ctypes.data + offset
             offset += 4 * parameter.numel()
         assert offset == parameters.nbytes
-        module.zero_grad()  # what a user's code may do in between
+        module.zero_grad()  # as the program of a user may do
     parameters[:] = 0
     assert all(not parameter.any() for parameter in module.parameters())
 
 
-def test_torch_arrays_may_change_from_call_to_call(torch):
+def test_torch_objective_accepts_other_arrays_at_each_call(torch):
     objective = objectives.from_torch(torch_mlp(torch), torch.nn.functional.cross_entropy)
     batch, start = batch_of(), objective.initial(None)
     calls = [start.astype("f4"), 2 * start, start.astype("f4") / 3, start]
@@ -128,7 +129,7 @@ def test_torch_arrays_may_change_from_call_to_call(torch):
         assert loss == expected_loss and np.array_equal(gradient, expected)
 
 
-def test_torch_parameters_tied_frozen_unused_and_strided(torch):
+def test_torch_modules_may_have_shared_frozen_unused_and_strided_parameters(torch):
     class Odd(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -166,7 +167,7 @@ def test_torch_parameters_tied_frozen_unused_and_strided(torch):
     assert module.frozen.weight.equal(frozen) and module.frozen.weight.grad is None
 
 
-def test_torch_sparse_gradients_come_out_dense(torch):
+def test_torch_sparse_gradients_are_written_into_the_dense_vector(torch):
     class Words(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -182,7 +183,7 @@ def test_torch_sparse_gradients_come_out_dense(torch):
     assert np.flatnonzero(gradient.reshape(9, -1).any(axis=1)).tolist() == used.tolist()
 
 
-def test_torch_dropout_is_a_function_of_the_batch(torch):
+def test_torch_dropout_depends_on_the_batch_only(torch):
     objective = objectives.from_torch(torch_mlp(torch, dropout=0.5), torch.nn.functional.cross_entropy)
     parameters = objective.initial(None).astype("f4")
     first, repeated = (differentiate(objective, parameters, batch_of()) for _ in range(2))
@@ -197,11 +198,11 @@ def batch_norm_objective(torch):
     module = torch.nn.Sequential(
         torch.nn.BatchNorm1d(N_FEATURES), torch.nn.Linear(N_FEATURES, N_CLASSES), torch.nn.BatchNorm1d(N_CLASSES)
     )
-    module[2].eval()  # one that its user wants left as it is
+    module[2].eval()  # a part that its user has set to evaluation
     return objectives.from_torch(module, torch.nn.functional.cross_entropy)
 
 
-def test_torch_batch_norm_keeps_running_statistics(torch):
+def test_torch_batch_norm_has_running_statistics(torch):
     objective, batch = batch_norm_objective(torch), batch_of()
     parameters = objective.initial(None).astype("f4")
     _, gradient = differentiate(objective, parameters, batch)
@@ -217,14 +218,14 @@ def test_torch_batch_norm_keeps_running_statistics(torch):
     statistics["0.running_mean"] += 5
     objective.load_running_statistics(statistics)
     assert objective.evaluate(parameters, batch)["loss"] != before["loss"]
-    # Statistics of the batch itself make the gradient, so that a replay repeats it.
+    # The gradient depends on the statistics of the batch only, so that a replay repeats it.
     assert np.array_equal(differentiate(objective, parameters, batch)[1], gradient)
 
 
 class Ranks:
-    """What `make_one` uses of an exchange, on the first of several ranks whose values are given beforehand."""
+    """The part of an exchange that `average_over_ranks` uses, on the first of several ranks with given values."""
 
-    combines, made = "sum", 1
+    made = 1
 
     def __init__(self, *others):
         self._others, self._at = others, 0
@@ -234,34 +235,33 @@ class Ranks:
         return [value, *(None if other is None else other[lo : lo + value.size] for other in self._others)]
 
 
-class Keeper:
+class ObjectiveWithStatistics:
     def __init__(self, **arrays):
-        self.kept = arrays
+        self.statistics = arrays
 
     def running_statistics(self):
-        return self.kept
+        return self.statistics
 
     def load_running_statistics(self, statistics):
-        self.kept = statistics
+        self.statistics = statistics
 
 
 def test_running_statistics_become_the_mean_over_ranks():
     rng = np.random.default_rng(0)
     third = np.full(3, 1 / 3)
-    keeper = Keeper(a=rng.random((50, 60)).astype("f4"), b=np.array([-np.inf, *third]))
-    mine = np.concatenate([values.astype(float).ravel() for values in keeper.kept.values()])
+    objective = ObjectiveWithStatistics(a=rng.random((50, 60)).astype("f4"), b=np.array([-np.inf, *third]))
+    mine = np.concatenate([values.astype(float).ravel() for values in objective.statistics.values()])
     other = mine.copy()
     other[:3000] += 2
-    mean = running_statistics.average_over_ranks(keeper, Ranks(other, None, other))
-    assert mean is keeper.kept and mean["a"].dtype == np.float32 and mean["a"].shape == (50, 60)
+    mean = running_statistics.average_over_ranks(objective, Ranks(other, None, other), traits_of("read"))
+    assert mean is objective.statistics and mean["a"].dtype == np.float32 and mean["a"].shape == (50, 60)
     np.testing.assert_allclose(mean["a"].ravel(), mine[:3000] + 4 / 3, rtol=1e-6)
-    assert mean["b"].tolist() == [-np.inf, *third]  # the same everywhere: not even rounded
-    assert running_statistics.average_over_ranks(object(), Ranks()) == {}
-    alone = SimpleNamespace(combines="own")
-    assert running_statistics.average_over_ranks(keeper, alone) is mean
+    assert mean["b"].tolist() == [-np.inf, *third]  # equal values on all ranks are not rounded
+    assert running_statistics.average_over_ranks(object(), Ranks(), traits_of("read")) == {}
+    assert running_statistics.average_over_ranks(objective, Ranks(), traits_of("none")) is mean
 
 
-def test_torch_says_what_it_cannot_train(torch):
+def test_a_torch_module_that_cannot_be_trained_is_an_error(torch):
     cross_entropy = torch.nn.functional.cross_entropy
     for module, message in [
         (torch.nn.ReLU(), "needs a module with parameters to train"),
@@ -283,7 +283,7 @@ def test_torch_says_what_it_cannot_train(torch):
         differentiate(rows, rows.initial(None), batch_of("float64"))
 
 
-def test_torch_float_targets_have_no_accuracy(torch):
+def test_torch_float_targets_are_evaluated_without_an_accuracy(torch):
     batch = batch_of()
     targets = np.random.default_rng(0).standard_normal((N_ROWS, N_CLASSES))
     objective = objectives.from_torch(torch_mlp(torch), torch.nn.functional.mse_loss)
@@ -317,7 +317,7 @@ def jax_accuracy(parameters, x, y):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_jax_agrees_with_jax_alone_and_with_the_network_that_ships(jax, dtype):
+def test_jax_objective_agrees_with_jax_alone_and_with_the_network_of_the_package(jax, dtype):
     network, flat, parts = own_network(dtype)
     batch = batch_of(dtype)
     objective = objectives.from_jax(jax_loss, jax_tree(parts), accuracy=jax_accuracy)
@@ -344,8 +344,8 @@ def test_jax_agrees_with_jax_alone_and_with_the_network_that_ships(jax, dtype):
     assert not jax.config.jax_enable_x64
 
 
-def test_jax_sees_parameters_that_change_in_place(jax):
-    """Memory that the function was given is never taken for what it held before."""
+def test_jax_gradients_are_those_of_parameters_changed_in_place(jax):
+    """JAX does not use values that the memory of the parameters contained before."""
     _, _, parts = own_network("float32")
     objective, twin = (objectives.from_jax(jax_loss, jax_tree(parts)) for _ in range(2))
     batch = batch_of()
@@ -360,7 +360,7 @@ def test_jax_sees_parameters_that_change_in_place(jax):
     assert objective.evaluate(parameters, batch) == {"loss": pytest.approx(loss, rel=0.1)}
 
 
-def test_jax_key_is_a_function_of_the_batch(jax):
+def test_jax_key_depends_on_the_batch_only(jax):
     def noisy(parameters, x, y, key):
         noise = 0.0 if key is None else jax.random.normal(key, parameters.shape)
         return ((parameters + noise) ** 2).sum()
@@ -374,7 +374,7 @@ def test_jax_key_is_a_function_of_the_batch(jax):
     assert objective.evaluate(parameters, None) == {"loss": 3.0}
 
 
-def test_jax_says_what_it_cannot_train(jax):
+def test_a_jax_tree_that_cannot_be_trained_is_an_error(jax):
     for tree, message in [({}, "at least one leaf"), ({"a": [np.ones(2), np.arange(3)]}, r"got int64 at a\.1")]:
         with pytest.raises(ConfigError, match=message):
             objectives.from_jax(jax_loss, tree)
@@ -384,7 +384,7 @@ SCRIPT = """
 import sys
 import hpc_dasgd.objectives
 assert not {"torch", "jax"} & set(sys.modules)
-sys.modules[sys.argv[1]] = None  # as if it were not installed
+sys.modules[sys.argv[1]] = None  # importing it is an error now
 try:
     getattr(hpc_dasgd.objectives, "from_" + sys.argv[1])
 except hpc_dasgd.ConfigError as error:
@@ -393,7 +393,7 @@ except hpc_dasgd.ConfigError as error:
 
 
 @pytest.mark.parametrize("package", ["torch", "jax"])
-def test_libraries_are_loaded_when_asked_for_and_named_when_missing(package):
+def test_frameworks_are_imported_at_first_use_and_named_if_missing(package):
     done = subprocess.run([sys.executable, "-c", SCRIPT, package], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
@@ -402,7 +402,7 @@ def test_libraries_are_loaded_when_asked_for_and_named_when_missing(package):
 
 
 @pytest.mark.parametrize(("setting", "n_threads"), [(None, 1), ("2", 2)])
-def test_torch_computes_with_as_many_threads_as_the_environment_says(torch, monkeypatch, setting, n_threads):
+def test_torch_uses_the_number_of_threads_of_the_environment(torch, monkeypatch, setting, n_threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -1,4 +1,4 @@
-"""Objectives against finite differences, against references in plain Python, and in another array library."""
+"""Objectives, compared with finite differences, references in plain Python, and another array library."""
 
 import math
 import sys
@@ -31,12 +31,12 @@ every_case = pytest.mark.parametrize(("kind", "options", "n_classes"), CASES)
 
 
 class Split:
-    """As much of a data set's split as objectives use."""
+    """The part of a data set's split that objectives use."""
 
     def __init__(self, x):
         self.x, self.n_rows = x, len(x)
 
-    def pieces(self, n_rows):
+    def batches(self, n_rows):
         for lo in range(0, self.n_rows, n_rows):
             yield Batch(self.x[lo : lo + n_rows], None)
 
@@ -56,7 +56,7 @@ def build(kind, options, n_classes=None):
 
 
 def problem(kind, options, n_classes, dtype=np.float64, n_rows=N_ROWS):
-    """Return an objective, parameters away from the start and from kinks, and a batch."""
+    """Return an objective, parameters at which it is smooth, and a batch."""
     rng = np.random.default_rng(5)
     objective = build(kind, options, n_classes)
     parameters = objective.initial(rng)
@@ -68,7 +68,7 @@ def problem(kind, options, n_classes, dtype=np.float64, n_rows=N_ROWS):
 
 
 def differentiate(objective, parameters, batch):
-    """Return loss and gradient; the gradient's memory held nan before."""
+    """Return loss and gradient, whose memory was filled with nan before."""
     gradient = np.full_like(parameters, np.nan)
     return objective.loss_and_gradient(parameters, batch, gradient), gradient
 
@@ -94,7 +94,7 @@ def affine(x, weight, bias):
 
 
 def reference_loss(objective, options, parameters, batch, row_loss):
-    """The loss written row by row, unit by unit."""
+    """Return the loss, computed row by row and unit by unit."""
     arrays, lo = {}, 0
     for name, shape in objective.parameter_shapes.items():
         arrays[name] = parameters[lo : lo + math.prod(shape)].reshape(shape)
@@ -126,7 +126,7 @@ def half_squared_error(outputs, y):
 
 
 @pytest.mark.parametrize(("kind", "options", "n_classes"), LAYERED)
-def test_loss_agrees_with_the_formula_row_by_row(kind, options, n_classes):
+def test_loss_agrees_with_a_computation_row_by_row(kind, options, n_classes):
     objective, parameters, batch = problem(kind, options, n_classes)
     row_loss = {"logistic": binary_cross_entropy}.get(kind, cross_entropy)
     if n_classes is None:
@@ -150,27 +150,27 @@ def test_softmax_gradient_agrees_with_the_formula():
 
 
 @pytest.mark.parametrize(("kind", "n_classes"), [("logistic", 2), ("softmax", 4), ("mlp", 4)])
-def test_accuracy_counts_the_right_classes(kind, n_classes):
+def test_accuracy_is_the_fraction_of_correct_classes(kind, n_classes):
     objective, parameters, batch = problem(kind, {}, n_classes, n_rows=1)
-    right = []
+    results = []
     for y in range(n_classes):
         metrics = objective.evaluate(parameters, Batch(batch.x, np.array([y])))
-        right.append((metrics["accuracy"], -metrics["loss"]))
-    assert sorted(accuracy for accuracy, _ in right) == [0.0] * (n_classes - 1) + [1.0]
-    assert max(right) == max(right, key=lambda pair: pair[1])  # the class taken for right has the least loss
-    likeliest = right.index(max(right))
+        results.append((metrics["accuracy"], -metrics["loss"]))
+    assert sorted(accuracy for accuracy, _ in results) == [0.0] * (n_classes - 1) + [1.0]
+    assert max(results) == max(results, key=lambda pair: pair[1])  # the predicted class has the lowest loss
+    predicted = results.index(max(results))
     rows = np.repeat(batch.x, 4, axis=0)
-    y = np.array([likeliest] * 3 + [(likeliest + 1) % n_classes])
+    y = np.array([predicted] * 3 + [(predicted + 1) % n_classes])
     assert objective.evaluate(parameters, Batch(rows, y))["accuracy"] == 0.75
 
 
-def test_float_targets_have_no_accuracy():
+def test_float_targets_are_evaluated_without_an_accuracy():
     objective, parameters, batch = problem("mlp", {}, None)
     assert set(objective.evaluate(parameters, batch)) == {"loss"}
 
 
 @pytest.mark.parametrize(("kind", "n_classes"), [("logistic", 2), ("softmax", 4)])
-def test_losses_stay_finite_for_large_outputs(kind, n_classes):
+def test_losses_and_gradients_of_large_outputs_are_finite(kind, n_classes):
     objective, parameters, batch = problem(kind, {}, n_classes, np.float32)
     loss, gradient = differentiate(objective, 3000 * parameters, batch)
     assert math.isfinite(loss) and loss > 100
@@ -178,8 +178,8 @@ def test_losses_stay_finite_for_large_outputs(kind, n_classes):
 
 
 @every_case
-def test_float32_stays_float32(kind, options, n_classes):
-    """Data in float64 is brought to the parameters' dtype; the result is float64's, rounded."""
+def test_gradients_are_float32_if_the_parameters_are(kind, options, n_classes):
+    """Data in float64 is converted to the dtype of the parameters."""
     objective, parameters, batch = problem(kind, options, n_classes)
     loss, gradient = differentiate(objective, parameters, batch)
     small = parameters.astype(np.float32)
@@ -193,7 +193,7 @@ def test_float32_stays_float32(kind, options, n_classes):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_case
-def test_another_array_library_gives_the_same(kind, options, n_classes, dtype):
+def test_loss_and_gradient_with_another_array_library_are_equal(kind, options, n_classes, dtype):
     xp = pytest.importorskip("array_api_strict")
     options = {**options, "noise": 2.0} if kind == "quadratic" else options
     objective, parameters, batch = problem(kind, options, n_classes, np.dtype(dtype))
@@ -209,7 +209,7 @@ def test_another_array_library_gives_the_same(kind, options, n_classes, dtype):
 
 @every_case
 def test_arrays_and_batch_sizes_may_change_from_call_to_call(kind, options, n_classes):
-    """What an objective keeps from step to step never shows."""
+    """Work arrays that are kept from step to step do not change the results."""
     used, parameters, batch = problem(kind, options, n_classes)
     short = Batch(batch.x[:3], batch.y[:3], batch.source)
     calls = [
@@ -226,7 +226,7 @@ def test_arrays_and_batch_sizes_may_change_from_call_to_call(kind, options, n_cl
         assert loss == expected_loss and np.array_equal(gradient, expected)
 
 
-def test_parameters_changed_in_place_are_seen():
+def test_gradients_are_those_of_parameters_changed_in_place():
     objective, parameters, batch = problem("mlp", {"hidden": [5]}, 4)
     gradient = np.empty_like(parameters)
     first = objective.loss_and_gradient(parameters, batch, gradient)
@@ -237,7 +237,7 @@ def test_parameters_changed_in_place_are_seen():
     assert objective.loss_and_gradient(parameters, batch, gradient) == first
 
 
-def test_mlp_starts_with_the_variances_of_its_papers():
+def test_initial_weights_of_mlp_have_the_variances_of_the_papers():
     data = SimpleNamespace(n_features=300, n_classes=10, n_targets=None)
     for activation, variances in [
         ("relu", (2 / 300, 2 / 200)),  # He et al.: 2 / n_in
@@ -254,7 +254,7 @@ def test_mlp_starts_with_the_variances_of_its_papers():
         assert second.var() == pytest.approx(variances[1], rel=0.15)
 
 
-def test_shapes_name_the_flat_vector_in_order():
+def test_parameter_shapes_are_in_the_order_of_the_flat_vector():
     shapes = build("mlp", {"hidden": [5, 4]}, 3).parameter_shapes
     assert list(shapes.items()) == [
         ("layer1.weight", (6, 5)),
@@ -267,7 +267,7 @@ def test_shapes_name_the_flat_vector_in_order():
     assert build("quadratic", {"dimension": 4}).parameter_shapes == {"x": (4,)}
 
 
-def test_quadratic_is_what_its_constants_say():
+def test_quadratic_has_the_eigenvalues_of_its_constants():
     objective = build("quadratic", {"dimension": 5, "L": 16.0, "mu": 1.0, "noise": 0.0})
     spectrum = np.array([16.0, 8.0, 4.0, 2.0, 1.0])
     x = np.array([1.0, -2.0, 3.0, 0.5, -1.0])
@@ -280,13 +280,13 @@ def test_quadratic_is_what_its_constants_say():
     assert objective.constants() == pytest.approx({"L": 16.0, "mu": 1.0, "sigma": 0.0, "F_0": 15.5})
 
 
-def test_quadratic_of_one_dimension_curves_as_its_constants_say():
+def test_quadratic_of_one_dimension_has_the_largest_eigenvalue():
     objective = build("quadratic", {"dimension": 1, "L": 3, "mu": 0.5, "noise": 0})
     assert objective.evaluate(np.array([2.0]), None) == {"loss": 6.0}
     assert objective.constants() == {"L": 3.0, "mu": 3.0, "sigma": 0.0, "F_0": 1.5}
 
 
-def test_quadratic_noise_has_the_variance_asked_for():
+def test_quadratic_noise_is_normal_with_the_given_variance():
     dimension, n_draws, sigma = 40, 2000, 3.0
     objective = build("quadratic", {"dimension": dimension, "noise": sigma})
     exact = build("quadratic", {"dimension": dimension, "noise": 0.0})
@@ -304,10 +304,10 @@ def test_quadratic_noise_has_the_variance_asked_for():
     assert (unit**2).mean() == pytest.approx(1, abs=0.025)
     assert (unit**4).mean() == pytest.approx(3, abs=0.18)
     assert (noise**2).sum(axis=1).mean() == pytest.approx(sigma**2, rel=0.025)
-    assert abs((unit[1:] * unit[:-1]).mean()) < 0.018  # one version tells nothing of the next
+    assert abs((unit[1:] * unit[:-1]).mean()) < 0.018  # versions are independent
 
 
-def test_quadratic_noise_is_a_function_of_the_batch():
+def test_quadratic_noise_depends_on_the_batch_only():
     objective = build("quadratic", {"dimension": 6})
     x = np.ones(6)
     first = differentiate(objective, x, Batch(None, None, (1, 2, 3)))[1]
@@ -317,14 +317,14 @@ def test_quadratic_noise_is_a_function_of_the_batch():
 
 
 @pytest.mark.parametrize(("kind", "n_classes", "curvature"), [("logistic", 2, 0.25), ("softmax", 4, 0.5)])
-def test_constants_of_linear_classifiers(kind, n_classes, curvature):
+def test_constants_of_linear_classifiers_bound_their_gradients(kind, n_classes, curvature):
     rng = np.random.default_rng(2)
     x = rng.standard_normal((5000, *SHAPE))
     objective = objectives.make(kind, {"l2": 0.125}, dataset(n_classes, x=x))
     constants = objective.constants()
     mean_square = 1 + (x**2).sum() / 5000
     assert constants == pytest.approx({"L": curvature * mean_square + 0.125, "mu": 0.125, "F_0": math.log(n_classes)})
-    # Gradients on the whole set are as smooth and as monotone as the constants say.
+    # The constants bound the smoothness and the monotonicity of the gradient on the whole set.
     batch = Batch(x, rng.integers(0, n_classes, 5000))
     start = objective.initial(rng)
     loss, gradient = differentiate(objective, start, batch)
@@ -336,11 +336,11 @@ def test_constants_of_linear_classifiers(kind, n_classes, curvature):
         assert change @ step >= constants["mu"] * (step @ step)
 
 
-def test_the_digits_can_be_learnt():
+def test_softmax_learns_the_digits():
     with_data = open_dataset("digits", "float32")
     objective = objectives.make("softmax", {}, with_data)
     parameters = objective.initial(np.random.default_rng(0)).astype(np.float32)
-    (everything,) = with_data.train.pieces(with_data.train.n_rows)
+    (everything,) = with_data.train.batches(with_data.train.n_rows)
     before = objective.evaluate(parameters, everything)
     gradient = np.empty_like(parameters)
     stepsize = 1 / objective.constants()["L"]
@@ -380,7 +380,7 @@ def test_the_digits_can_be_learnt():
         ("math:pi", {}, ["`objective.kind`", "'math:pi'"]),
     ],
 )
-def test_wrong_settings_are_named(kind, options, parts, monkeypatch):
+def test_an_error_names_the_invalid_setting_and_its_value(kind, options, parts, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ConfigError) as caught:
         build(kind, options, 2)
@@ -390,12 +390,12 @@ def test_wrong_settings_are_named(kind, options, parts, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["logistic", "softmax", "mlp", "cnn"])
-def test_data_is_asked_for(kind):
+def test_an_objective_on_data_without_a_data_set_is_an_error(kind):
     with pytest.raises(ConfigError, match=rf'`data\.path` must be set for `objective\.kind` = "{kind}"'):
         objectives.make(kind, {}, None)
 
 
-def test_classes_are_asked_for():
+def test_a_classifier_on_other_targets_is_an_error():
     for kind in ("logistic", "softmax", "cnn"):
         with pytest.raises(ConfigError, match=r"`data\.path` must hold classes"):
             build(kind, {}, None)
@@ -425,7 +425,7 @@ def nothing(data):
 
 @pytest.fixture
 def users_module(tmp_path, monkeypatch):
-    """Write a module into the current directory, under a package, and forget it afterwards."""
+    """Yield a function that writes a module of a package in the current directory; remove the module afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     (tmp_path / "users_package").mkdir()
@@ -438,7 +438,7 @@ def users_module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_users_factory_is_found_in_the_current_directory(users_module):
+def test_a_factory_of_a_user_is_imported_from_the_current_directory(users_module):
     users_module()
     data = dataset(2)
     for name in ("Linear", "anything"):
@@ -448,7 +448,7 @@ def test_a_users_factory_is_found_in_the_current_directory(users_module):
     assert objectives.make("users_package.mine:Linear", {"scale": 1}, None).data is None
 
 
-def test_a_users_factory_is_called_with_what_it_takes(users_module):
+def test_options_that_a_factory_of_a_user_does_not_take_are_errors(users_module):
     users_module()
     for name, options, message in [
         ("Linear", {"scale": 1, "size": 2}, r"unknown key `objective\.size`; one of: kind, scale, shift"),
@@ -462,7 +462,7 @@ def test_a_users_factory_is_called_with_what_it_takes(users_module):
         objectives.make("users_package.yours:Linear", {}, None)
 
 
-def test_a_fault_inside_a_users_module_is_not_hidden(users_module):
+def test_an_import_error_inside_a_module_of_a_user_is_raised(users_module):
     users_module(imported="no_such_dependency")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         objectives.make("users_package.mine:Linear", {"scale": 1}, None)

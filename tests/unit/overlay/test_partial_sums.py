@@ -1,9 +1,8 @@
-"""Partial sums over the edges of a tree, held against a model that remembers every single update.
+"""Partial sums along the edges of a tree, compared with a model that keeps sets of updates.
 
-The model's replicas are sets of updates. A rank takes what a neighbour shows whenever a random schedule says so, also
-several times and long after it was shown; whatever comes twice, or is missing, shows as a difference between the sums
-and the sets. Updates are powers of two in integers of any size, so that a sum tells which updates are in it, and how
-often.
+A random schedule decides when a rank reads which publication of a neighbour: the same one several times, or an old
+one. An update that is missing or contained twice shows as a difference between the sums and the sets. Updates are
+powers of two in integers of arbitrary size, so that a sum tells which updates it contains, and how often.
 """
 
 import numpy as np
@@ -16,7 +15,7 @@ from hpc_dasgd.overlay.partial_sums import merge_versions, sum_edges, sum_replic
 
 @st.composite
 def trees(draw, max_ranks=9):
-    """Neighbours of each rank on a random tree, in random order of ranks along it."""
+    """Draw the neighbours of each rank on a random tree whose ranks are numbered at random."""
     n_ranks = draw(st.integers(1, max_ranks))
     parents = [draw(st.integers(0, rank - 1)) for rank in range(1, n_ranks)]
     names = draw(st.permutations(range(n_ranks)))
@@ -24,11 +23,11 @@ def trees(draw, max_ranks=9):
     for child, parent in enumerate(parents, start=1):
         neighbours[names[child]].add(names[parent])
         neighbours[names[parent]].add(names[child])
-    return [sorted(found) for found in neighbours]
+    return [sorted(others) for others in neighbours]
 
 
 class Rank:
-    """What a rank holds and shows, by the code under test, and as sets of (rank, update) by the model."""
+    """Sums and publications of a rank, by the code under test, and the sets of (rank, update) of the model."""
 
     def __init__(self, rank, neighbours, n_ranks, weights):
         self.rank, self.neighbours, self.n_ranks, self.weights = rank, neighbours, n_ranks, weights
@@ -38,7 +37,7 @@ class Rank:
         self.seen_versions = [np.zeros(n_ranks, np.int64) for _ in neighbours]
         self.own_set = frozenset()
         self.seen_sets = [frozenset() for _ in neighbours]
-        self.shown = [[] for _ in neighbours]  # by edge all publications: sum, versions, set
+        self.published = [[] for _ in neighbours]  # all publications of each edge: sum, versions, set
 
     def make_update(self):
         update = (self.rank, self.version)
@@ -46,32 +45,32 @@ class Rank:
         self.own_set |= {update}
         self.version += 1
 
-    def show(self, edges):
-        places = [np.array([-1], object) if wanted else None for wanted in edges]
+    def publish(self, edges):
+        sums = [np.array([-1], object) if needed else None for needed in edges]
         replica = np.array([-1], object)
         if self.neighbours:
-            sum_edges(self.own, self.seen, places, replica)
-        for j, place in enumerate(places):
-            if place is not None:
+            sum_edges(self.own, self.seen, sums, replica)
+        for j, partial_sum in enumerate(sums):
+            if partial_sum is not None:
                 versions = np.full(self.n_ranks, -1, np.int64)
                 others = self.seen_versions[:j] + self.seen_versions[j + 1 :]
                 merge_versions(self.rank, self.version, others, versions)
-                held = self.own_set.union(*(s for k, s in enumerate(self.seen_sets) if k != j))
-                self.shown[j].append((place, versions, held))
+                contained = self.own_set.union(*(s for k, s in enumerate(self.seen_sets) if k != j))
+                self.published[j].append((partial_sum, versions, contained))
         return replica
 
-    def take(self, j, publication):
+    def read(self, j, publication):
         self.seen[j], self.seen_versions[j], self.seen_sets[j] = publication
 
-    def check(self, value, versions, held):
-        """The sum holds each update of the set once, and the vector counts them, without gaps."""
-        assert value[0] == sum(1 << self.weights[update] for update in held)
+    def check(self, value, versions, contained):
+        """Check that the sum contains each update of the set once, and that the vector counts them without gaps."""
+        assert value[0] == sum(1 << self.weights[update] for update in contained)
         for rank in range(self.n_ranks):
-            assert {k for r, k in held if r == rank} == set(range(versions[rank]))
+            assert {k for r, k in contained if r == rank} == set(range(versions[rank]))
 
 
 @given(st.data())
-def test_every_update_comes_once_whatever_the_tree_and_the_schedule(data):
+def test_sums_contain_every_update_once_on_any_tree_with_any_schedule(data):
     tree = data.draw(trees())
     n_ranks = len(tree)
     weights = {(rank, k): rank * 50 + k for rank in range(n_ranks) for k in range(50)}
@@ -80,51 +79,52 @@ def test_every_update_comes_once_whatever_the_tree_and_the_schedule(data):
         rank = ranks[data.draw(st.integers(0, n_ranks - 1))]
         if data.draw(st.booleans()):
             rank.make_update()
-            rank.show([data.draw(st.booleans()) for _ in rank.neighbours])
+            rank.publish([data.draw(st.booleans()) for _ in rank.neighbours])
         elif rank.neighbours:
             j = data.draw(st.integers(0, len(rank.neighbours) - 1))
             other = ranks[rank.neighbours[j]]
-            shown = other.shown[other.neighbours.index(rank.rank)]
-            if shown:  # the newest, or an older one that a slow read brings
-                rank.take(j, shown[-1 if data.draw(st.booleans()) else data.draw(st.integers(0, len(shown) - 1))])
-        rank_holds(rank)
-    settle(ranks)
+            publications = other.published[other.neighbours.index(rank.rank)]
+            if publications:  # the newest, or an older one, as after a slow read
+                newest = len(publications) - 1
+                rank.read(j, publications[newest if data.draw(st.booleans()) else data.draw(st.integers(0, newest))])
+        check_replica(rank)
+    read_everything(ranks)
     everything = frozenset().union(*(rank.own_set for rank in ranks))
     for rank in ranks:
-        assert rank_holds(rank) == everything
+        assert check_replica(rank) == everything
 
 
-def rank_holds(rank):
-    """Check the replica; return the set of updates in it."""
+def check_replica(rank):
+    """Check the replica and the publications of a rank; return the set of updates in the replica."""
     replica, versions = np.array([-1], object), np.full(rank.n_ranks, -1, np.int64)
     sum_replica(rank.own, rank.seen, replica)
     merge_versions(rank.rank, rank.version, rank.seen_versions, versions)
-    held = rank.own_set.union(*rank.seen_sets)
-    rank.check(replica, versions, held)
+    contained = rank.own_set.union(*rank.seen_sets)
+    rank.check(replica, versions, contained)
     if rank.neighbours:
-        assert rank.show([True] * len(rank.neighbours))[0] == replica[0]
-        for shown in rank.shown:
-            rank.check(*shown.pop())
-    return held
+        assert rank.publish([True] * len(rank.neighbours))[0] == replica[0]
+        for publications in rank.published:
+            rank.check(*publications.pop())
+    return contained
 
 
-def settle(ranks):
-    """Show and take in rank order until nothing is new; at most as many rounds as the tree is long."""
+def read_everything(ranks):
+    """Let all ranks publish and read in rounds until every rank has read everything."""
     for _ in ranks:
         for rank in ranks:
-            rank.show([True] * len(rank.neighbours))
+            rank.publish([True] * len(rank.neighbours))
         for rank in ranks:
             for j, other in enumerate(rank.neighbours):
-                rank.take(j, ranks[other].shown[ranks[other].neighbours.index(rank.rank)][-1])
+                rank.read(j, ranks[other].published[ranks[other].neighbours.index(rank.rank)][-1])
 
 
 @given(st.integers(1, 7), st.data())
-def test_sums_of_floats_are_taken_in_one_order(n_edges, data):
-    """Which edges are wanted makes no difference to the bits of the others, nor to the replica's."""
+def test_sums_of_floats_do_not_depend_on_which_edges_are_needed(n_edges, data):
+    """All sums are taken in one order: the bits of the other edges and of the replica stay the same."""
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     own, *seen = rng.normal(size=(1 + n_edges, 8)).astype(np.float32)
-    wanted = [data.draw(st.booleans()) for _ in range(n_edges)]
-    edges = [np.full(8, np.nan, np.float32) if w else None for w in wanted]
+    needed = [data.draw(st.booleans()) for _ in range(n_edges)]
+    edges = [np.full(8, np.nan, np.float32) if w else None for w in needed]
     replica = np.full(8, np.nan, np.float32)
     sum_edges(own, seen, edges, replica)
     total = own.copy()
@@ -147,7 +147,7 @@ def test_sums_of_floats_are_taken_in_one_order(n_edges, data):
 
 
 @pytest.mark.parametrize("n_edges", [1, 2, 5])
-def test_arguments_are_left_as_they_are(n_edges):
+def test_contribution_and_partial_sums_read_are_not_changed(n_edges):
     own, *seen = np.random.default_rng(0).normal(size=(1 + n_edges, 8))
     copies = [values.copy() for values in (own, *seen)]
     sum_edges(own, seen, [np.empty(8) for _ in seen], np.empty(8))

@@ -1,4 +1,4 @@
-"""Overlays: against neighbours written out by hand, and against the properties that the exchanges rely on."""
+"""Topologies, compared with neighbours written out by hand and with the properties that exchanges rely on."""
 
 import math
 import random
@@ -16,12 +16,12 @@ from hpc_dasgd.overlay.topology import Neighbours
 
 def _node_map(n_ranks, n_nodes, kind, seed):
     labels = random.Random(seed).sample(range(-1000, 1000), n_nodes)
-    place = {
+    node_of = {
         "contiguous": lambda rank: rank * n_nodes // n_ranks,
         "round robin": lambda rank: rank % n_nodes,
         "random": lambda rank: random.Random(f"{seed} {rank}").randrange(n_nodes),
     }[kind]
-    return [labels[place(rank)] for rank in range(n_ranks)]
+    return [labels[node_of(rank)] for rank in range(n_ranks)]
 
 
 N_RANKS = st.integers(1, 200)
@@ -37,7 +37,7 @@ few = settings(deadline=None, max_examples=40)
 
 
 def edges_of(neighbours):
-    """Edges of a tree from the neighbours that each rank names, who must name each other."""
+    """Return the edges of a tree, given the neighbours of each rank; check that the relation is symmetric."""
     directed = {(rank, other) for rank, others in enumerate(neighbours) for other in others}
     assert directed == {(b, a) for a, b in directed}
     assert all(list(others) == sorted(set(others)) for others in neighbours)
@@ -45,14 +45,14 @@ def edges_of(neighbours):
 
 
 def reached(neighbours):
-    """Ranks to which a path leads from rank 0."""
-    found, ahead = {0}, [0]
+    """Return the ranks to which a path leads from rank 0."""
+    visited, ahead = {0}, [0]
     while ahead:
         for other in neighbours[ahead.pop()]:
-            if other not in found:
-                found.add(other)
+            if other not in visited:
+                visited.add(other)
                 ahead.append(other)
-    return found
+    return visited
 
 
 def assert_tree(neighbours):
@@ -68,7 +68,7 @@ def n_crossing(edges, nodes):
 
 
 def ranks_by_node(nodes):
-    """Ranks of each node, ascending; the node of rank 0 first, then that of the lowest rank not on it, ..."""
+    """Return the ranks of each node, ascending, with the nodes in the order of their lowest ranks."""
     return sorted([rank for rank, node in enumerate(nodes) if node == label] for label in set(nodes))
 
 
@@ -83,23 +83,23 @@ TREES_BY_HAND = {
     ),
     "three children": ((8,) * 6, 3, [(1, 2, 3), (0, 4, 5), (0,), (0,), (1,), (1,)]),
     "a line": ((8,) * 4, 1, [(1,), (0, 2), (1, 3), (2,)]),
-    "three nodes, named in no order": (
+    "three nodes with unordered labels": (
         (5, 5, 5, 5, 2, 2, 2, 9, 9),
         2,
         [(1, 2, 4, 7), (0, 3), (0,), (1,), (0, 5, 6), (4,), (4,), (0, 8), (7,)],
     ),
     "round robin": ((7, 3, 7, 3, 7, 3), 2, [(1, 2, 4), (0, 3, 5), (0,), (1,), (0,), (1,)]),
     "a rank per node": (range(5), 2, [(1, 2), (0, 3, 4), (0,), (1,), (1,)]),
-    "alone": ((4,), 2, [()]),
+    "single rank": ((4,), 2, [()]),
 }
 
 
 @pytest.mark.parametrize(("nodes", "fan_out", "neighbours"), TREES_BY_HAND.values(), ids=TREES_BY_HAND)
-def test_trees_by_hand(nodes, fan_out, neighbours):
+def test_trees_agree_with_neighbours_written_out(nodes, fan_out, neighbours):
     assert [topology.tree(rank, nodes, fan_out) for rank in range(len(nodes))] == neighbours
 
 
-def test_a_tree_has_two_children_unless_told_otherwise():
+def test_the_default_fan_out_of_a_tree_is_two():
     assert topology.tree(0, [0] * 9) == (1, 2)
 
 
@@ -111,12 +111,12 @@ def test_a_tree_has_two_children_unless_told_otherwise():
         ((9, 1, 9, 1, 9), [(2,), (3, 4), (0, 4), (1,), (1, 2)]),  # 0 2 4 1 3
     ],
 )
-def test_chains_by_hand(nodes, neighbours):
+def test_chains_agree_with_neighbours_written_out(nodes, neighbours):
     assert [topology.chain(rank, nodes) for rank in range(len(nodes))] == neighbours
 
 
 @pytest.mark.parametrize(("n_ranks", "neighbours"), [(1, [()]), (2, [(1,), (0,)]), (4, [(1, 2, 3), (0,), (0,), (0,)])])
-def test_stars_by_hand(n_ranks, neighbours):
+def test_stars_agree_with_neighbours_written_out(n_ranks, neighbours):
     assert [topology.star(rank, n_ranks) for rank in range(n_ranks)] == neighbours
 
 
@@ -136,14 +136,14 @@ def test_a_tree_is_heaps_of_ranks_below_a_heap_of_leaders(nodes, fan_out):
 
 @few
 @given(NODES, FAN_OUT, st.sampled_from(list(topology.TREES)))
-def test_all_ranks_at_once_have_the_neighbours_of_each(nodes, fan_out, name):
+def test_neighbours_of_all_ranks_together_equal_those_of_each_rank(nodes, fan_out, name):
     each = [topology.tree_neighbours(name, rank, nodes, fan_out=fan_out) for rank in range(len(nodes))]
     assert topology.all_tree_neighbours(name, nodes, fan_out=fan_out) == each
 
 
 @few
 @given(NODES)
-def test_a_chain_goes_through_node_after_node(nodes):
+def test_a_chain_enters_each_node_once(nodes):
     neighbours = [topology.chain(rank, nodes) for rank in range(len(nodes))]
     members = ranks_by_node(nodes)
     edges = assert_tree(neighbours)
@@ -166,7 +166,7 @@ def test_a_star_is_a_tree(n_ranks):
     ("rank", "n_ranks", "neighbours"),
     [(0, 1, ()), (0, 2, (1,)), (1, 2, (0,)), (0, 4, (1, 2, 3)), (2, 4, (0, 1, 3)), (3, 4, (0, 1, 2))],
 )
-def test_everyone_else_is_a_neighbour_on_the_complete_overlay(rank, n_ranks, neighbours):
+def test_every_other_rank_is_a_neighbour_on_the_complete_overlay(rank, n_ranks, neighbours):
     assert topology.complete(rank, n_ranks) == neighbours
 
 
@@ -174,7 +174,7 @@ def test_everyone_else_is_a_neighbour_on_the_complete_overlay(rank, n_ranks, nei
     ("rank", "n_ranks", "both"),
     [(0, 1, ()), (0, 2, (1,)), (1, 2, (0,)), (0, 3, (1, 2)), (0, 6, (1, 5)), (3, 6, (2, 4)), (5, 6, (0, 4))],
 )
-def test_rings_by_hand(rank, n_ranks, both):
+def test_rings_agree_with_neighbours_written_out(rank, n_ranks, both):
     assert topology.ring(rank, n_ranks) == Neighbours(both, both)
 
 
@@ -192,7 +192,7 @@ def test_rings_by_hand(rank, n_ranks, both):
         (8, 16, (4, 9, 11, 12)),  # 4 x 4, not 2 x 8
     ],
 )
-def test_tori_by_hand(rank, n_ranks, both):
+def test_tori_agree_with_neighbours_written_out(rank, n_ranks, both):
     assert topology.torus(rank, n_ranks) == Neighbours(both, both)
 
 
@@ -207,7 +207,7 @@ def test_tori_by_hand(rank, n_ranks, both):
         (0, 9, (1, 5, 7, 8), (1, 2, 4, 8)),
     ],
 )
-def test_exponential_graphs_by_hand(rank, n_ranks, sources, targets):
+def test_exponential_graphs_agree_with_neighbours_written_out(rank, n_ranks, sources, targets):
     assert topology.exponential(rank, n_ranks) == Neighbours(sources, targets)
 
 
@@ -215,7 +215,7 @@ NAMES = ["ring", "torus", "exponential", "random-regular", "complete"]
 
 
 def n_neighbours(name, n_ranks, degree):
-    """How many sources, and targets, a rank has."""
+    """Return the number of sources of a rank, which is the number of its targets."""
     n_rows = max(count for count in range(1, n_ranks + 1) if n_ranks % count == 0 and count**2 <= n_ranks)
     return {
         "ring": min(2, n_ranks - 1),
@@ -234,11 +234,11 @@ def graph(name, n_ranks, degree=4, seed=0):
 @few
 @given(N_RANKS, st.integers(1, 8), st.integers(0, 2**32))
 def test_graphs_are_regular_and_strongly_connected(name, n_ranks, degree, seed):
-    found = graph(name, n_ranks, degree, seed)
-    sources, targets = zip(*found, strict=True)
+    neighbours = graph(name, n_ranks, degree, seed)
+    sources, targets = zip(*neighbours, strict=True)
     degrees = {len(ranks) for ranks in (*sources, *targets)}
     assert degrees == {n_neighbours(name, n_ranks, degree)}
-    for rank, both in enumerate(found):
+    for rank, both in enumerate(neighbours):
         assert all(list(ranks) == sorted(set(ranks) - {rank}) for ranks in both)
     read = {(rank, source) for rank in range(n_ranks) for source in sources[rank]}
     assert read == {(target, rank) for rank in range(n_ranks) for target in targets[rank]}
@@ -248,7 +248,7 @@ def test_graphs_are_regular_and_strongly_connected(name, n_ranks, degree, seed):
 @pytest.mark.parametrize("name", NAMES)
 @few
 @given(N_RANKS, st.integers(1, 8))
-def test_mixing_matrices_are_stochastic(name, n_ranks, degree):
+def test_mixing_matrices_of_average_are_doubly_and_of_push_sum_column_stochastic(name, n_ranks, degree):
     average, push_sum = np.zeros((2, n_ranks, n_ranks))
     for rank, (sources, targets) in enumerate(graph(name, n_ranks, degree)):
         average[rank, rank] = 1 / 2 if sources else 1
@@ -259,43 +259,43 @@ def test_mixing_matrices_are_stochastic(name, n_ranks, degree):
 
 
 @pytest.mark.parametrize(("n_targets", "share"), [(0, 1), (1, 0.5), (3, 0.25), (4, 0.2)])
-def test_push_sum_gives_equal_shares_to_the_targets_and_itself(n_targets, share):
+def test_push_sum_splits_into_equal_shares_for_the_targets_and_the_rank_itself(n_targets, share):
     assert topology.push_sum_share(n_targets) == share
 
 
 @pytest.mark.parametrize(("n_ranks", "degree"), [(30, 1), (30, 4), (200, 3)])
-def test_a_random_graph_is_its_seeds(n_ranks, degree):
+def test_a_random_graph_is_determined_by_its_seed(n_ranks, degree):
     first, other, again = (graph("random-regular", n_ranks, degree, seed) for seed in (5, 6, 5))
     assert first == again
     assert first != other
 
 
-def test_a_random_graph_has_four_sources_and_seed_0_unless_told_otherwise():
+def test_the_defaults_of_a_random_graph_are_degree_4_and_seed_0():
     assert topology.random_regular(3, 20) == graph("random-regular", 20, degree=4, seed=0)[3]
 
 
 @pytest.mark.parametrize("degree", [5, 6, 100])
-def test_a_random_graph_of_many_neighbours_is_complete(degree):
+def test_a_random_graph_with_the_degree_of_the_complete_graph_or_more_is_complete(degree):
     assert topology.random_regular(1, 6, degree) == Neighbours((0, 2, 3, 4, 5), (0, 2, 3, 4, 5))
 
 
-def test_random_graphs_have_forgotten_the_ring_they_were_made_from():
-    found = graph("random-regular", 200)
-    steps = Counter((target - rank) % 200 for rank in range(200) for target in found[rank].targets)
-    assert sum(steps[step] for step in range(1, 5)) < 40  # of 800; 16 to be expected
+def test_random_graphs_keep_few_edges_of_the_graph_they_were_made_from():
+    neighbours = graph("random-regular", 200)
+    steps = Counter((target - rank) % 200 for rank in range(200) for target in neighbours[rank].targets)
+    assert sum(steps[step] for step in range(1, 5)) < 40  # of 800; the expected number is 16
 
 
-def test_all_random_graphs_come_up_equally_often():
-    # The six ways through four ranks and back. 100 of each to be expected, give or take 9.
-    found = Counter(tuple(targets for _, targets in graph("random-regular", 4, 1, seed)) for seed in range(600))
-    assert len(found) == 6
-    assert all(60 < count < 140 for count in found.values())
+def test_all_random_graphs_are_drawn_with_equal_frequency():
+    # There are six cycles through four ranks; the expected count of each is 100, with a standard deviation of 9.
+    counts = Counter(tuple(targets for _, targets in graph("random-regular", 4, 1, seed)) for seed in range(600))
+    assert len(counts) == 6
+    assert all(60 < count < 140 for count in counts.values())
 
 
 # Lookup and errors
 
 
-def test_settings_name_the_overlays():
+def test_topologies_are_found_by_the_names_of_the_settings():
     nodes = (3, 3, 1, 3)
     assert list(topology.TREES) == ["tree", "ring", "star"]
     assert list(topology.GRAPHS) == NAMES
@@ -327,20 +327,20 @@ OVERLAYS = {
 
 @pytest.mark.parametrize(("rank", "n_ranks"), [(-1, 3), (3, 3), (0, 0)])
 @pytest.mark.parametrize("overlay", OVERLAYS.values(), ids=OVERLAYS)
-def test_a_rank_outside_the_launch_is_refused(overlay, rank, n_ranks):
+def test_a_rank_out_of_range_is_refused(overlay, rank, n_ranks):
     with pytest.raises(ValueError, match=rf"`rank` must be in \[0, {n_ranks}\), got {rank}"):
         overlay(rank, n_ranks)
 
 
 @pytest.mark.parametrize("number", [0, -2])
-def test_numbers_below_one_are_refused(number):
+def test_a_fan_out_or_degree_below_one_is_refused(number):
     with pytest.raises(ValueError, match=rf"`fan_out` must be at least 1, got {number}"):
         topology.tree(0, [0, 0], number)
     with pytest.raises(ValueError, match=rf"`degree` must be at least 1, got {number}"):
         topology.random_regular(0, 5, number)
 
 
-def test_unknown_overlays_are_refused():
+def test_unknown_topologies_are_refused():
     with pytest.raises(ValueError, match=r"`topology` must be one of tree, ring, star, got 'torus'"):
         topology.tree_neighbours("torus", 0, [0], fan_out=2)
     known = "ring, torus, exponential, random-regular, complete"

@@ -1,4 +1,4 @@
-"""Simulated runs: against formulas by hand, against a simulation with sets, and from the command line."""
+"""Tests of ``plan``: simulations against formulas and against a simulation with sets, and the command."""
 
 import json
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from hpc_dasgd.config.settings import StragglerConfig, load_config
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.overlay.topology import all_tree_neighbours
 from hpc_dasgd.plan import planning
-from hpc_dasgd.plan.simulate import Setup, simulate
-from hpc_dasgd.plan.times import ASK_S, times_from_run
+from hpc_dasgd.plan.simulate import SimulationSetup, simulate
+from hpc_dasgd.plan.times import POLL_S, times_from_run
 from tests.unit import synthetic
 
 SETTINGS = {"budget": {"gradients": 1000}, "objective": {"kind": "quadratic", "dimension": 10}}
@@ -25,11 +25,11 @@ TREES = {
 
 
 def setup(n_ranks, neighbours=None, compute_s=([0.01],), **options):
-    return Setup([0] * n_ranks, neighbours, compute_s, **options)
+    return SimulationSetup([0] * n_ranks, neighbours, compute_s, **options)
 
 
 def with_sets(neighbours, starts_s, compute_s, n_gradients):
-    """Staleness and reach on a tree where exchanges take no time; every set holds (rank, index) of gradients."""
+    """Return staleness and largest reach on a tree whose exchanges take no time, from sets of (rank, index)."""
     n_ranks = len(neighbours)
     holds, shows = ([set() for _ in range(n_ranks)] for _ in range(2))
     held = [set() for _ in range(n_ranks)]
@@ -57,7 +57,7 @@ def with_sets(neighbours, starts_s, compute_s, n_gradients):
     return staleness, max(reach.values())
 
 
-def test_a_seed_gives_the_same_run_again():
+def test_equal_seeds_give_equal_results():
     times = {"compute_s": ([0.01, 0.02, 0.05],), "overhead_s": ([0.0001, 0.001],)}
     first, second, other = (simulate(setup(4, **times), 500, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.staleness, second.staleness)
@@ -65,33 +65,33 @@ def test_a_seed_gives_the_same_run_again():
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 5, 40])
-def test_each_other_rank_completes_one_gradient_meanwhile(n_ranks):
-    found = simulate(setup(n_ranks), 100 * n_ranks)
-    assert found.n_dropped > 0
-    assert set(found.staleness) == {n_ranks - 1}
-    assert found.W_max == (n_ranks - 1) ** 2
-    assert found.staleness.size / found.seconds == pytest.approx(n_ranks / 0.01, rel=0.02)
+def test_equal_ranks_miss_one_gradient_of_each_other_rank(n_ranks):
+    result = simulate(setup(n_ranks), 100 * n_ranks)
+    assert result.n_warm_up > 0
+    assert set(result.staleness) == {n_ranks - 1}
+    assert result.W_max == (n_ranks - 1) ** 2
+    assert result.staleness.size / result.seconds == pytest.approx(n_ranks / 0.01, rel=0.02)
 
 
 def test_without_exchange_staleness_grows():
-    found = simulate(setup(3, [()] * 3), 300)
-    # Of each other rank all gradients so far.
-    np.testing.assert_array_equal(found.staleness, 2 * (np.arange(300) // 3) + np.arange(300) % 3)
-    assert found.read_bytes == 0
+    result = simulate(setup(3, [()] * 3), 300)
+    # Each gradient misses all gradients so far of the other ranks.
+    np.testing.assert_array_equal(result.staleness, 2 * (np.arange(300) // 3) + np.arange(300) % 3)
+    assert result.read_bytes == 0
 
 
 @pytest.mark.parametrize("neighbours", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_trees_against_sets(neighbours, seed):
+def test_staleness_and_reach_on_trees_equal_those_of_a_simulation_with_sets(neighbours, seed):
     rng = np.random.default_rng(seed)
     compute_s = rng.uniform(0.01, 0.03, len(neighbours))
     starts_s = rng.uniform(0, 0.01, len(neighbours))
     n_gradients = 150
     staleness, reach = with_sets(neighbours, starts_s, compute_s, n_gradients)
     times = [[seconds] for seconds in compute_s]
-    found = simulate(setup(len(neighbours), neighbours, times), n_gradients, starts_s=starts_s)
-    np.testing.assert_array_equal(found.staleness, staleness[found.n_dropped :])
-    assert found.W_max == reach
+    result = simulate(setup(len(neighbours), neighbours, times), n_gradients, starts_s=starts_s)
+    np.testing.assert_array_equal(result.staleness, staleness[result.n_warm_up :])
+    assert result.W_max == reach
 
 
 @pytest.mark.parametrize("neighbours", [None, all_tree_neighbours("tree", [0] * 200, fan_out=2)], ids=["all", "tree"])
@@ -103,56 +103,56 @@ def test_sampled_sources_agree_with_all(neighbours):
 
 
 @pytest.mark.parametrize("distribution", ["constant", "exponential"])
-def test_a_straggler_is_missed_less_and_misses_more(distribution):
+def test_throughput_and_staleness_with_a_straggler_follow_their_formulas(distribution):
     n_ranks, compute, delay = 4, 0.01, 0.05
     straggler = StragglerConfig(ranks=(1,), delay_ms=1e3 * delay, distribution=distribution)
-    found = simulate(setup(n_ranks, straggler=straggler), 30_000)
+    result = simulate(setup(n_ranks, straggler=straggler), 30_000)
     fast, slow = (n_ranks - 1) / compute, 1 / (compute + delay)
     missed = fast * (n_ranks - 2 + compute / (compute + delay)) + slow * (n_ranks - 1) * (compute + delay) / compute
-    assert found.staleness.mean() == pytest.approx(missed / (fast + slow), rel=0.02)
-    assert found.staleness.size / found.seconds == pytest.approx(fast + slow, rel=0.02)
+    assert result.staleness.mean() == pytest.approx(missed / (fast + slow), rel=0.02)
+    assert result.staleness.size / result.seconds == pytest.approx(fast + slow, rel=0.02)
 
 
-def test_exchanges_take_the_passes_that_they_make():
-    found = simulate(setup(2, compute_s=([0.009, 0.011],), pass_s=1e-3), 20_000)
-    # 5 to store and 2 to read news, and to sum 3 if these came in between.
-    assert 0.017 < 2 * found.seconds / found.staleness.size < 0.020
-    # A rank reads as long behind a completed gradient as it takes to publish one: what it misses was completed in a
-    # span as long as a step.
-    assert found.staleness.mean() == pytest.approx(1, rel=0.02)
+def test_the_time_of_an_exchange_is_that_of_its_passes_over_memory():
+    result = simulate(setup(2, compute_s=([0.009, 0.011],), pass_s=1e-3), 20_000)
+    # 5 passes to store, 2 to read a new publication, and 3 to sum if that was read in `pull`.
+    assert 0.017 < 2 * result.seconds / result.staleness.size < 0.020
+    # A rank reads as long after completing a gradient as it takes to publish one: the gradients that it misses were
+    # completed in a span as long as a step.
+    assert result.staleness.mean() == pytest.approx(1, rel=0.02)
 
 
-def test_rare_exchanges_are_staler():
+def test_rare_exchanges_increase_the_staleness():
     often, rarely = (simulate(setup(4, every=every), 10_000).staleness.mean() for every in (1, 5))
     assert often == 3
-    # Held and shown: each up to 4 steps older, 2 on average.
+    # What a rank has read and what the other has published are each up to 4 steps older, 2 on average.
     assert rarely == pytest.approx(3 * 5, rel=0.1)
 
 
-def test_a_run_has_settled_when_all_have_exchanged_again():
-    found = simulate(setup(50, every=100))
-    assert found.n_dropped > 0
-    assert found.staleness.mean() == pytest.approx(49 * 100, rel=0.1)
+def test_the_warm_up_of_rare_exchanges_is_long_enough():
+    result = simulate(setup(50, every=100))
+    assert result.n_warm_up > 0
+    assert result.staleness.mean() == pytest.approx(49 * 100, rel=0.1)
 
 
-def test_ranks_beyond_the_cores_share_them():
+def test_more_ranks_than_cores_share_the_cores():
     alone, shared = (simulate(setup(8, cores=cores), 8000) for cores in (8, 2))
     assert shared.seconds == pytest.approx(4 * alone.seconds, rel=0.02)
     assert shared.staleness.mean() == pytest.approx(7, rel=0.02)
 
 
-def test_a_sleeping_straggler_leaves_its_core_to_others():
+def test_a_delayed_straggler_does_not_use_its_core():
     straggler = StragglerConfig(ranks=(0,), delay_ms=1000.0)
-    found = simulate(setup(2, cores=1, straggler=straggler), 10_000)
-    assert found.staleness.size / found.seconds == pytest.approx(100, rel=0.05)
+    result = simulate(setup(2, cores=1, straggler=straggler), 10_000)
+    assert result.staleness.size / result.seconds == pytest.approx(100, rel=0.05)
 
 
 def test_reads_across_nodes_take_time_and_are_counted():
-    made = Setup([0, 0, 1], None, ([0.01],), payload_bytes=10**6, latency_s=1e-3, bytes_per_s=1e9)
-    found = simulate(made, 3000)
-    # Rank 2 reads two models across, the others one.
-    assert found.read_bytes_across == pytest.approx(found.read_bytes * 2 / 3, rel=0.1)
-    step_s = 3 * found.seconds / found.staleness.size
+    made = SimulationSetup([0, 0, 1], None, ([0.01],), payload_bytes=10**6, latency_s=1e-3, bytes_per_s=1e9)
+    result = simulate(made, 3000)
+    # Rank 2 reads two models across nodes, the others one.
+    assert result.read_bytes_across == pytest.approx(result.read_bytes * 2 / 3, rel=0.1)
+    step_s = 3 * result.seconds / result.staleness.size
     assert 0.013 < step_s < 0.021
 
 
@@ -171,12 +171,12 @@ def run(tmp_path):
     return open_run(synthetic.write_run(tmp_path / "run", made, config=config.to_toml(), attributes=attributes))
 
 
-def test_times_of_a_run_are_without_its_stragglers(run):
+def test_times_of_a_run_do_not_contain_the_delays_of_its_stragglers(run):
     times = times_from_run(run, 2, cores=2)
     np.testing.assert_allclose([np.mean(values) for values in times.compute_s], [0.008, 0.008])
     for values in times.overhead_s:
-        # All but asking twice, and at most 10 passes over 24 bytes.
-        assert 0.002 - 2 * ASK_S - 1e-4 <= np.mean(values) <= 0.002 - 2 * ASK_S
+        # The time between gradients without two polls, and at most 10 passes over 24 bytes.
+        assert 0.002 - 2 * POLL_S - 1e-4 <= np.mean(values) <= 0.002 - 2 * POLL_S
     assert times.n_params == 6
     assert len(times_from_run(run, 7, cores=2).compute_s) == 1
     config = load_config(SETTINGS)
@@ -185,12 +185,12 @@ def test_times_of_a_run_are_without_its_stragglers(run):
     assert found["seconds"] == pytest.approx(5, rel=0.05)
 
 
-def test_times_of_a_run_that_shared_its_core_are_for_a_core_of_ones_own(run):
+def test_times_of_a_run_that_shared_a_core_are_converted_to_one_core_per_rank(run):
     alone, shared = (np.mean(times_from_run(run, 3, cores).compute_s[0]) for cores in (2, 1))
     assert shared == pytest.approx(alone / (2 - 0.005 / 0.015), rel=0.02)
 
 
-def test_the_cores_of_a_run_are_those_that_it_had(tmp_path):
+def test_the_number_of_cores_of_a_run_is_read_from_its_files(tmp_path):
     config = load_config(SETTINGS)
     starts = [np.arange(0, 2, 0.01)] * 4
     made = SimpleNamespace(
@@ -199,7 +199,7 @@ def test_the_cores_of_a_run_are_those_that_it_had(tmp_path):
     attributes = {"hosts": ["node"] * 4, "cores": [2] * 4}
     directory = synthetic.write_run(tmp_path / "run", made, config=config.to_toml(), attributes=attributes)
     times = times_from_run(open_run(directory), 4, cores=64)
-    # Four ranks took turns on two cores: alone each would have been twice as fast.
+    # Four ranks shared two cores: with cores of their own they would have been twice as fast.
     np.testing.assert_allclose([np.mean(values) for values in times.compute_s], 0.004, rtol=0.02)
 
 
@@ -227,7 +227,7 @@ def test_plan_prints_a_table_from_a_run(tmp_path, run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"5 ranks, times from run {run.directory}"
     assert any(line.startswith("S_avg ") for line in lines)
-    assert lines[-2].startswith("the budget takes ")
+    assert lines[-2].split()[:4] == ["time", "of", "the", "budget"] and lines[-2].endswith(" s")
     assert lines[-1].startswith("safe stepsize ")
 
 
@@ -242,7 +242,7 @@ def test_plan_prints_a_table_from_a_run(tmp_path, run, capsys):
         (["--cores", "0"], "--cores"),
     ],
 )
-def test_what_cannot_be_planned_is_said(tmp_path, capsys, options, fragment):
+def test_settings_that_cannot_be_planned_are_refused(tmp_path, capsys, options, fragment):
     assert main(["plan", write_config(tmp_path), "--ranks", "2", "--compute-ms", "1", *options]) == 2
     assert fragment in capsys.readouterr().err
 

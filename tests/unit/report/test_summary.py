@@ -1,4 +1,4 @@
-"""The summary and the plots of runs of every kind."""
+"""Summaries and plots of complete, killed and resumed runs."""
 
 import dataclasses
 import re
@@ -9,12 +9,14 @@ import pytest
 
 from hpc_dasgd.analysis.run import open_run
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.report import summary
+from hpc_dasgd.report.page import write_page
+from hpc_dasgd.report.plots import write_plots
+from hpc_dasgd.report.summary import summary
 from tests.unit import synthetic
 
-ANY = ["loss_seconds.png", "loss_gradients.png", "timeline.png", "activity.png", "progress.png"]
+ALWAYS = ["loss_seconds.png", "loss_gradients.png", "timeline.png", "activity.png", "progress.png"]
 WITH_VERSIONS = ["staleness.png", "staleness_time.png"]
-OF_SEVERAL_RANKS = ["missed.png", "behind.png"]
+WITH_SEVERAL_RANKS = ["missed.png", "behind.png"]
 ATTRIBUTES = {"seconds": 50.0, "drift": 1.5e-7, "dropped_reads": 2, "clock_error_s": 2e-6}
 
 
@@ -34,16 +36,16 @@ def write_run(directory, n_ranks=3, every=1, complete=True, evaluated=True, n_gr
 
 
 def is_drawn(path):
-    """Whether a file decodes as an image that is not of one colour."""
+    """Return whether a file is an image of more than one colour."""
     from matplotlib.image import imread
 
     pixels = imread(path)
     return pixels.shape[0] > 300 and pixels.shape[1] > 500 and np.ptp(pixels[..., :3]) == 1.0
 
 
-def test_summary_tells_what_matters(tmp_path):
+def test_the_summary_contains_results_ranks_and_hosts(tmp_path):
     run = write_run(tmp_path)
-    text = re.sub(" +", " ", summary.summary(run))
+    text = re.sub(" +", " ", summary(run))
     numbers = run.staleness().as_dict()
     hosts = enumerate(["north", "north", "south"])
     table = [f" {rank} {run.counts[rank]} {run.counts[rank] / 50:.4g}/s {host}" for rank, host in hosts]
@@ -63,48 +65,51 @@ def test_summary_tells_what_matters(tmp_path):
     assert "warning" not in text
 
 
-def test_summary_tells_what_only_some_exchanges_know(tmp_path):
+def test_the_summary_contains_results_of_particular_exchanges_if_they_are_logged(tmp_path):
     run = write_run(tmp_path)
-    assert not re.search("consensus|transferred|exchanges", summary.summary(run))
+    assert not re.search("consensus|transferred|exchanges", summary(run))
     known = {"consensus_distance": 0.125, "transferred_bytes": [1_000_000, 2_000_000, 6_000_000]}
-    pace = np.zeros(3, [("rank", "i4"), ("t_s", "f8"), ("version", "u4"), ("every", "u4"), ("overhead", "f8")])
-    pace["rank"], pace["every"], pace["overhead"] = [0, 0, 2], [9, 2, 5], [0.5, 0.05, 0.0875]
+    intervals = np.zeros(3, [("rank", "i4"), ("t_s", "f8"), ("version", "u4"), ("every", "u4"), ("overhead", "f8")])
+    intervals["rank"], intervals["every"], intervals["overhead"] = [0, 0, 2], [9, 2, 5], [0.5, 0.05, 0.0875]
     run = dataclasses.replace(run, attributes=run.attributes | known)
-    run.__dict__["pace"] = pace  # what a cached property keeps
-    text = re.sub(" +", " ", summary.summary(run)).splitlines()
+    run.__dict__["exchange_intervals"] = intervals  # the value of the cached property
+    text = re.sub(" +", " ", summary(run)).splitlines()
     assert "consensus: 0.125 (root mean squared distance from the mean)" in text
-    assert "transferred: 3 MB by a rank" in text
+    assert "transferred: 3 MB per rank" in text
     assert "exchanges: every 1 to 5 steps at the end, overhead at most 8.8% when last changed" in text
 
 
-def test_summary_of_a_killed_run_without_versions_or_evaluations(tmp_path):
+def test_the_summary_of_a_killed_run_leaves_out_unknown_results(tmp_path):
     run = write_run(tmp_path, every=0, complete=False, evaluated=False)
-    text = summary.summary(run)
+    text = summary(run)
     seconds = run.gradients["t_end_s"].max() - run.gradients["t_start_s"].min()
     assert f"{300 / seconds:.4g}/s" in text
     assert "warning: the run is not complete" in text
     assert not re.search("^(loss|accuracy|staleness|drift)", text, re.MULTILINE)
 
 
-def test_long_tables_are_cut(tmp_path):
+def test_the_table_of_ranks_is_limited(tmp_path):
     run = write_run(tmp_path, n_ranks=40)
-    text = summary.summary(run)
-    assert f"8 more ranks, of {run.counts[32:].min()} to {run.counts[32:].max()} gradients" in text
+    text = summary(run)
+    assert f"8 more ranks with {run.counts[32:].min()} to {run.counts[32:].max()} gradients each" in text
     assert len(text.splitlines()) < 50
 
 
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({}, ANY + WITH_VERSIONS + OF_SEVERAL_RANKS),
-        ({"n_ranks": 64, "every": 10, "evaluated": False, "n_gradients": 640}, ANY + WITH_VERSIONS + OF_SEVERAL_RANKS),
-        ({"n_ranks": 1, "n_gradients": 1, "complete": False}, ANY + WITH_VERSIONS),
-        ({"every": 0}, ANY),
+        ({}, ALWAYS + WITH_VERSIONS + WITH_SEVERAL_RANKS),
+        (
+            {"n_ranks": 64, "every": 10, "evaluated": False, "n_gradients": 640},
+            ALWAYS + WITH_VERSIONS + WITH_SEVERAL_RANKS,
+        ),
+        ({"n_ranks": 1, "n_gradients": 1, "complete": False}, ALWAYS + WITH_VERSIONS),
+        ({"every": 0}, ALWAYS),
     ],
 )
-def test_plots_are_pictures(tmp_path, options, names):
+def test_plots_are_written_as_images(tmp_path, options, names):
     directory = tmp_path / "a" / "plots"
-    paths = summary.write_plots(write_run(tmp_path / "run", **options), directory)
+    paths = write_plots(write_run(tmp_path / "run", **options), directory)
     assert {path.name for path in paths} == set(names)
     assert sorted(directory.iterdir()) == sorted(paths)
     assert all(is_drawn(path) for path in paths)
@@ -112,18 +117,15 @@ def test_plots_are_pictures(tmp_path, options, names):
 
 def test_a_run_without_gradients_has_a_summary_and_no_plots(tmp_path):
     run = write_run(tmp_path / "run", n_gradients=0, complete=False, evaluated=False)
-    assert "gradients: 0 in 0.0 s" in re.sub(" +", " ", summary.summary(run))
-    assert summary.write_plots(run, tmp_path / "plots") == []
+    assert "gradients: 0 in 0.0 s" in re.sub(" +", " ", summary(run))
+    assert write_plots(run, tmp_path / "plots") == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").touch()
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"cannot write plots to .*/file/plots: Not a directory"):
-        summary.write_plots(run, tmp_path / "file" / "plots")
-
-
-# Runs that were resumed.
+        write_plots(run, tmp_path / "file" / "plots")
 
 
 @pytest.mark.parametrize("kind", ["whole", "lost rows"])
@@ -137,18 +139,18 @@ def test_a_resumed_run_is_reported(tmp_path, kind):
         (tmp_path / "run" / "rank_00001.h5").unlink()
     run = open_run(tmp_path / "run")
     assert run.lost_work() == [0, 20]
-    text = summary.summary(run)
+    text = summary(run)
     n_lost = len(runs[0].end[1])
     assert ("staleness:" in text) == (kind == "whole")
     assert (f"{n_lost} gradients of rank 1 are missing from its log" in text) == (kind == "lost rows")
     first, second = expected.begun_s[1:]
     assert (
-        f"3, interrupted at {first:.1f} s (killed, 0 gradients lost, on with 4 ranks), "
-        f"at {second:.1f} s (stopped by a signal, 20 gradients lost, on with 2 ranks)"
+        f"3, interrupted at {first:.1f} s (killed, 0 gradients lost, continued with 4 ranks), "
+        f"at {second:.1f} s (stopped by a signal, 20 gradients lost, continued with 2 ranks)"
     ) in text
     assert "stopped early" not in text
-    paths = summary.write_plots(run, tmp_path / "out")
-    expected_names = ANY + (WITH_VERSIONS + OF_SEVERAL_RANKS if kind == "whole" else [])
+    paths = write_plots(run, tmp_path / "out")
+    expected_names = ALWAYS + (WITH_VERSIONS + WITH_SEVERAL_RANKS if kind == "whole" else [])
     assert sorted(path.name for path in paths) == sorted(expected_names)
     assert all(map(is_drawn, paths))
-    assert summary.write_page(run, paths, tmp_path / "out").stat().st_size > 10_000
+    assert write_page(run, paths, tmp_path / "out").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""What the environment says of a launch; MPI is not started here."""
+"""Environment defaults and checks of the launcher's variables; MPI is not started here."""
 
 import sys
 
@@ -7,13 +7,13 @@ import pytest
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.runtime import launcher, mpi
 
-QUIET = {
+DEFAULTS = {
     "OMP_NUM_THREADS": "1",
     "UCX_LOG_LEVEL": "error",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",
 }
-OSC = {"OMPI_MCA_osc": "^ucx"}
+ONE_NODE_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}
 
 
 def with_defaults(environ):
@@ -22,19 +22,19 @@ def with_defaults(environ):
     return environ
 
 
-def test_defaults_are_set_where_nothing_is():
-    assert with_defaults({}) == QUIET | OSC
+def test_defaults_are_set_in_an_empty_environment():
+    assert with_defaults({}) == DEFAULTS | ONE_NODE_DEFAULTS
 
 
-@pytest.mark.parametrize("name", sorted(QUIET | OSC))
+@pytest.mark.parametrize("name", sorted(DEFAULTS | ONE_NODE_DEFAULTS))
 @pytest.mark.parametrize("value", ["7", ""])
-def test_what_the_user_set_is_kept(name, value):
-    assert with_defaults({name: value}) == QUIET | OSC | {name: value}
+def test_a_variable_that_the_user_set_is_kept(name, value):
+    assert with_defaults({name: value}) == DEFAULTS | ONE_NODE_DEFAULTS | {name: value}
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"])
-def test_a_library_follows_the_threads_the_user_asked_for(name):
-    # The library's own variable comes first, so it must not appear beside a user's OMP_NUM_THREADS.
+def test_the_number_of_blas_threads_that_the_user_set_takes_precedence(name):
+    # The library's own variable has precedence, so it must not be set beside a user's OMP_NUM_THREADS.
     assert name not in with_defaults({"OMP_NUM_THREADS": "4"})
     assert with_defaults({name: "4"})[name] == "4"
 
@@ -52,7 +52,7 @@ def test_a_library_follows_the_threads_the_user_asked_for(name):
         ({"SLURM_NNODES": "2", "SLURM_STEP_NUM_NODES": "2"}, False),
     ],
 )
-def test_the_network_of_open_mpi_is_left_out_on_one_node_alone(environ, one_node):
+def test_the_ucx_windows_of_open_mpi_are_disabled_on_one_node_only(environ, one_node):
     assert ("OMPI_MCA_osc" in with_defaults(environ)) == one_node
 
 
@@ -67,13 +67,13 @@ def test_the_network_of_open_mpi_is_left_out_on_one_node_alone(environ, one_node
         (1, {"SLURM_NTASKS": "1"}),
         (2, {"SLURM_NTASKS": "4"}),  # mpiexec -n 2 within an allocation of 4 tasks
         (2, {"SLURM_NTASKS": "4", "PMI_SIZE": "2"}),
-        (1, {"SLURM_NTASKS": "4", "PMI_SIZE": "1"}),  # mpiexec -n 1 there
+        (1, {"SLURM_NTASKS": "4", "PMI_SIZE": "1"}),  # mpiexec -n 1 within an allocation of 4 tasks
         (1, {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1"}),
         (1, {"OMPI_COMM_WORLD_SIZE": "", "PMI_SIZE": "many", "SLURM_NTASKS": "-2"}),
     ],
 )
-def test_a_launch_that_agrees_with_mpi_is_accepted(n_ranks, environ):
-    launcher.check_size(n_ranks, environ)
+def test_a_launch_whose_size_mpi_confirms_is_accepted(n_ranks, environ):
+    launcher.check_launch_size(n_ranks, environ)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_launch_that_agrees_with_mpi_is_accepted(n_ranks, environ):
         (1, "PMI_SIZE", "2", {"SLURM_NTASKS": "4"}),  # mpiexec of another MPI in an allocation of SLURM
     ],
 )
-def test_a_launch_that_mpi_knows_nothing_of_is_refused(n_ranks, variable, count, others):
+def test_a_launch_whose_size_contradicts_mpi_is_refused(n_ranks, variable, count, others):
     with pytest.raises(ConfigError) as caught:
-        launcher.check_size(n_ranks, {variable: count} | others)
+        launcher.check_launch_size(n_ranks, {variable: count} | others)
     message = str(caught.value)
     assert f"started {count} processes (`{variable}`) but MPI counts {n_ranks}" in message
     assert f"unset {variable}" in message
@@ -110,13 +110,13 @@ def test_a_launch_that_mpi_knows_nothing_of_is_refused(n_ranks, variable, count,
         ({"PMI_RANK": "", "SLURM_PROCID": "x"}, 0),
     ],
 )
-def test_the_rank_of_a_process_without_mpi_is_what_the_launcher_says(monkeypatch, environ, rank):
+def test_without_mpi_the_rank_is_taken_from_the_launchers_variables(monkeypatch, environ, rank):
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert mpi.own_rank() == rank
-    assert mpi.n_ranks_started() == 1
+    assert mpi.process_rank() == rank
+    assert mpi.world_size() == 1
     assert mpi.is_single_rank()
     assert "mpi4py.MPI" not in sys.modules

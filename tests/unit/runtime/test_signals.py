@@ -1,4 +1,4 @@
-"""Signals that ask for an early end."""
+"""Signals that request an early end."""
 
 import os
 import signal
@@ -9,72 +9,72 @@ import time
 
 import pytest
 
-from hpc_dasgd.runtime.signals import ASKING, Signals
+from hpc_dasgd.runtime.signals import STOP_SIGNALS, StopSignals
 
 
-@pytest.mark.parametrize("number", ASKING, ids=lambda number: number.name)
-def test_the_first_signal_is_noted(number):
-    with Signals() as signals:
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_the_first_stop_signal_is_recorded(number):
+    with StopSignals() as signals:
         assert signals.received == ""
         os.kill(os.getpid(), number)
         assert signals.received == number.name
 
 
-def test_what_was_there_before_is_put_back():
-    before = [signal.getsignal(number) for number in ASKING]
-    with Signals():
-        assert all(signal.getsignal(number) not in before for number in ASKING)
-    assert [signal.getsignal(number) for number in ASKING] == before
+def test_previous_handlers_are_restored_at_the_end():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with StopSignals():
+        assert all(signal.getsignal(number) not in before for number in STOP_SIGNALS)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_the_same_signal_twice_at_once_counts_once():
-    """As Ctrl-C comes under a launcher: from the terminal, and from the launcher."""
-    with Signals() as signals:
+def test_a_signal_that_is_repeated_immediately_counts_once():
+    """Under a launcher Ctrl-C arrives from the terminal and from the launcher."""
+    with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == "SIGINT"
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_second_signal_ends_the_process_at_once(second):
+def test_a_second_signal_later_ends_the_process(second):
     program = """
 import time
-from hpc_dasgd.runtime.signals import Signals
-with Signals() as signals:
+from hpc_dasgd.runtime.signals import StopSignals
+with StopSignals() as signals:
     print("ready", flush=True)
     while not signals.received:
         time.sleep(0.01)
-    print("noted", flush=True)
+    print("recorded", flush=True)
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
-        assert process.stdout.readline() == "noted\n"
-        time.sleep(1.1)  # a second one that follows at once is an echo
+        assert process.stdout.readline() == "recorded\n"
+        time.sleep(1.1)  # a second signal within a second would count as a duplicate
         process.send_signal(second)
         assert process.wait(timeout=10) == -second
 
 
-def test_in_another_thread_nothing_is_changed():
-    found = []
+def test_no_handler_is_installed_outside_the_main_thread():
+    observed = []
 
     def run():
-        with Signals() as signals:
-            found.append((signals.received, signal.getsignal(signal.SIGTERM)))
+        with StopSignals() as signals:
+            observed.append((signals.received, signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [("", before)]
+    assert observed == [("", before)]
 
 
-def test_what_was_ignored_stays_ignored():
-    """As ``nohup`` and launchers have it."""
+def test_a_signal_that_was_ignored_stays_ignored():
+    """``nohup`` and some launchers start programs with ignored signals."""
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with Signals() as signals:
+        with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert signals.received == ""
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN

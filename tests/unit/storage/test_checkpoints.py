@@ -1,4 +1,4 @@
-"""Checkpoint files: what is written comes back, what is damaged is found out, and a bad disk does no harm."""
+"""Checkpoint files: round trip, detection of damage, and behaviour on disks that fail."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 from hpc_dasgd.errors import CheckpointError
 from hpc_dasgd.storage import checkpoint_file
 from hpc_dasgd.storage.checkpoint_file import CheckpointHeader, RankState, SavedCheckpoint
-from hpc_dasgd.storage.checkpoint_writer import RETRY_S, CheckpointWriter
+from hpc_dasgd.storage.checkpoint_writer import RETRY_S, CheckpointSchedule, CheckpointWriter
 
 N_PARAMS = 300
 
@@ -59,8 +59,8 @@ def assert_same(state, expected):
         assert np.array_equal(state.optimizer_state[name], value), name
 
 
-def test_what_is_written_comes_back(tmp_path):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+def test_checkpoint_round_trip(tmp_path):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(), make_state())
     assert checkpoint_file.read_header(path) == make_header()
     assert_same(read(path), make_state())
@@ -69,8 +69,8 @@ def test_what_is_written_comes_back(tmp_path):
         assert saved.contribution(10, 20).tolist() == make_state().contribution[10:20].tolist()
 
 
-def test_it_is_hdf5_with_names_units_and_descriptions(tmp_path):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+def test_checkpoint_is_an_hdf5_file_with_units_and_descriptions(tmp_path):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(), make_state())
     with h5py.File(path) as file:
         assert set(file) == {"contribution", "versions", "optimizer"}
@@ -83,8 +83,8 @@ def test_it_is_hdf5_with_names_units_and_descriptions(tmp_path):
             assert item.attrs["description"]
 
 
-def test_a_rank_that_has_not_contributed_yet_adds_nothing(tmp_path):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+def test_missing_contribution_is_read_as_zeros(tmp_path):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(contributes=False), RankState(np.zeros(3, np.int64), None, None))
     state = read(path)
     assert state.contribution.dtype == np.float32
@@ -92,8 +92,8 @@ def test_a_rank_that_has_not_contributed_yet_adds_nothing(tmp_path):
     assert state.optimizer_state is None
 
 
-def test_every_flipped_bit_is_found_out(tmp_path):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+def test_every_flipped_bit_is_detected(tmp_path):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(), RankState(np.arange(3), np.ones(4, np.float32), {}))
     good = path.read_bytes()
     for position in range(len(good)):
@@ -105,16 +105,16 @@ def test_every_flipped_bit_is_found_out(tmp_path):
             checkpoint_file.verify_checksum(path)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 500, 1024, 1025, -1])
-def test_a_file_that_was_cut_short_is_found_out_at_a_glance(tmp_path, kept):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+@pytest.mark.parametrize("kept_bytes", [0, 1, 500, 1024, 1025, -1])
+def test_reading_the_header_detects_a_truncated_file(tmp_path, kept_bytes):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(), make_state())
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(CheckpointError, match=r"rank_00001\.0\.h5"):
         checkpoint_file.read_header(path)
 
 
-def test_other_files_are_no_checkpoints(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     for content in (b"", b"hello", os.urandom(5000), b"hpc_dasgd checkpoint 00000000 {}\n" + bytes(2000)):
         (tmp_path / "file").write_bytes(content)
         with pytest.raises(CheckpointError, match="file"):
@@ -126,67 +126,67 @@ def test_other_files_are_no_checkpoints(tmp_path):
             checkpoint_file.read_header(tmp_path / name)
 
 
-def test_files_are_listed_by_rank(tmp_path):
-    assert checkpoint_file.paths(tmp_path) == {}
+def test_checkpoints_are_listed_by_rank(tmp_path):
+    assert checkpoint_file.list_checkpoints(tmp_path) == {}
     expected = {}
     for rank, slot in ((0, 0), (0, 1), (100_000, 2)):
-        path = checkpoint_file.path_of(tmp_path, rank, slot)
+        path = checkpoint_file.checkpoint_path(tmp_path, rank, slot)
         path.parent.mkdir(exist_ok=True)
         path.touch()
         expected.setdefault(rank, []).append(path)
     (tmp_path / "checkpoint" / ".rank_00000.0.h5.part").touch()
     (tmp_path / "checkpoint" / "notes.txt").touch()
-    assert checkpoint_file.paths(tmp_path) == expected
+    assert checkpoint_file.list_checkpoints(tmp_path) == expected
     assert [checkpoint_file.slot_of(path) for path in expected[0]] == [0, 1]
 
 
-def make_writer(directory, warnings, **options):
-    return CheckpointWriter(directory, **{"every_s": 10.0, "keep": 2, "slot": 0, "warn": warnings.append} | options)
+def make_writer(directory, warnings, every_s=10.0, keep=2, slot=0, **options):
+    return CheckpointWriter(directory, CheckpointSchedule(every_s, keep, slot), warnings.append, **options)
 
 
-def test_the_writer_takes_turns(tmp_path):
+def test_writer_uses_the_slots_in_turn(tmp_path):
     warnings, states = [], [make_state(seed) for seed in range(4)]
     writer = make_writer(tmp_path, warnings, keep=3, slot=1)
     for number, state in enumerate(states):
         writer.begin(make_header(t_s=float(number)), state)
         assert writer.finish()
-    times = [checkpoint_file.read_header(checkpoint_file.path_of(tmp_path, 1, slot)).t_s for slot in range(3)]
+    times = [checkpoint_file.read_header(checkpoint_file.checkpoint_path(tmp_path, 1, slot)).t_s for slot in range(3)]
     assert times == [2.0, 3.0, 1.0]
-    assert_same(read(checkpoint_file.path_of(tmp_path, 1, 1)), states[3])
+    assert_same(read(checkpoint_file.checkpoint_path(tmp_path, 1, 1)), states[3])
     assert warnings == []
 
 
-def test_the_writer_copies_before_training_goes_on(tmp_path):
-    """What is handed over changes at once, while the file is yet to be written."""
-    go_on = threading.Event()
-    writer = make_writer(tmp_path, [], before_write=go_on.wait)
+def test_writer_copies_the_state_before_begin_returns(tmp_path):
+    """The state is modified after `begin`, before the thread writes the file."""
+    may_write = threading.Event()
+    writer = make_writer(tmp_path, [], before_write=may_write.wait)
     state, expected = make_state(), make_state()
     writer.begin(make_header(), state)
     assert writer.busy
     state.contribution[:] = 0
     state.optimizer_state["first_moment"][:] = 0
     state.versions[:] = 0
-    go_on.set()
+    may_write.set()
     assert writer.finish()
-    assert_same(read(checkpoint_file.path_of(tmp_path, 1, 0)), expected)
+    assert_same(read(checkpoint_file.checkpoint_path(tmp_path, 1, 0)), expected)
     assert writer.longest_stall_s > 0
 
 
-def test_one_is_due_every_so_often_but_not_while_one_is_being_written(tmp_path):
-    go_on = threading.Event()
-    writer = make_writer(tmp_path, [], before_write=go_on.wait)
+def test_checkpoint_is_due_after_the_interval_unless_one_is_being_written(tmp_path):
+    may_write = threading.Event()
+    writer = make_writer(tmp_path, [], before_write=may_write.wait)
     writer.reserve(make_state(), now_s=0.0)
     assert not writer.due(9.9)
     assert writer.due(10.0)
     writer.begin(make_header(t_s=10.0), make_state())
     assert not writer.due(100.0)
-    go_on.set()
+    may_write.set()
     writer.finish()
     assert not writer.due(19.9)
     assert writer.due(20.0)
 
 
-def test_a_bad_disk_is_warned_of_once_and_tried_again(tmp_path):
+def test_failed_checkpoint_is_warned_of_once_and_retried(tmp_path):
     warnings = []
     directory = tmp_path / "run"
     directory.write_text("in the way")
@@ -201,11 +201,11 @@ def test_a_bad_disk_is_warned_of_once_and_tried_again(tmp_path):
     directory.unlink()
     writer.begin(make_header(), make_state())
     assert writer.finish()
-    assert_same(read(checkpoint_file.path_of(directory, 1, 0)), make_state())
+    assert_same(read(checkpoint_file.checkpoint_path(directory, 1, 0)), make_state())
 
 
-def test_a_failed_write_leaves_the_file_before_it(tmp_path):
-    path = checkpoint_file.path_of(tmp_path, 1, 0)
+def test_failed_write_leaves_the_previous_file(tmp_path):
+    path = checkpoint_file.checkpoint_path(tmp_path, 1, 0)
     checkpoint_file.write_checkpoint(path, make_header(), make_state())
     wrong = RankState(np.arange(3), np.ones(4, np.float32), {"step": object()})
     with pytest.raises(TypeError):
@@ -215,8 +215,8 @@ def test_a_failed_write_leaves_the_file_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1500, 3000, 5000, 9000])
-def test_a_disk_that_fills_up_in_the_middle_crashes_nothing(tmp_path, limit):
-    """Where nothing told beforehand that there is no room, as with a quota."""
+def test_disk_that_becomes_full_during_a_write_does_not_crash_the_process(tmp_path, limit):
+    """The free space is not known beforehand, as with a quota."""
     program = f"""
 import resource, signal, sys
 from pathlib import Path
@@ -237,7 +237,7 @@ assert len(warnings) == 1, warnings
     assert list((tmp_path / "checkpoint").iterdir()) == []
 
 
-def test_whatever_goes_wrong_in_the_thread_is_told(tmp_path):
+def test_any_exception_in_the_thread_is_warned_of(tmp_path):
     def fail():
         raise MemoryError("no more")
 

@@ -1,4 +1,4 @@
-"""Logs in which bits changed or the end is missing: named, soon, and never the end of anything else."""
+"""Logs with flipped bits or a missing end: reading names the file, in bounded time, and completing the run succeeds."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ READ = {
 
 
 def damaged(content, number):
-    """A content with a bit changed, mostly in its first part, which tells where the rest is; each fifth one is cut."""
+    """Return `content` truncated (each fifth `number`), or with a flipped bit, mostly in the metadata at its start."""
     rng = np.random.default_rng(number)
     if number % 5 == 0:
         return content[: rng.integers(len(content))]
@@ -26,20 +26,20 @@ def damaged(content, number):
     return bytes(changed)
 
 
-def said_of(directory):
-    """What reading the run says that is wrong with it."""
+def problems_of(directory):
+    """Return the warnings and errors of reading a run, as one text."""
     run = open_run(directory)
-    said = run.warnings[:]
+    problems = run.warnings[:]
     for read in READ.values():
         try:
             read(run)
         except ConfigError as error:
-            said.append(str(error))
-    return " ".join(said)
+            problems.append(str(error))
+    return " ".join(problems)
 
 
 @pytest.mark.timeout(60)
-def test_damage_to_the_log_of_a_killed_rank_is_named(writer):
+def test_damaged_log_of_a_killed_rank_is_named(writer):
     log = writer.path.rename(writer.path.with_name("aside"))  # a run is created before its logs
     create_run(writer.directory, config_toml="", attributes={"n_ranks": 1}, x0=synthetic.X0)
     log.rename(writer.path)
@@ -49,11 +49,11 @@ def test_damage_to_the_log_of_a_killed_rank_is_named(writer):
     n_named = 0
     for number in range(60):
         writer.path.write_bytes(damaged(content, number))
-        n_named += "rank_00000.h5" in said_of(writer.directory)
+        n_named += "rank_00000.h5" in problems_of(writer.directory)
     assert n_named > 20
 
 
-def test_damage_to_a_log_keeps_no_run_from_its_end(tmp_path):
+def test_run_with_a_damaged_log_can_be_completed(tmp_path):
     directory = tmp_path / "run"
     runs = [synthetic.schedule(2, 300), synthetic.schedule(2, 200, seed=1)]
     synthetic.write_generations(directory, runs)
@@ -65,7 +65,7 @@ def test_damage_to_a_log_keeps_no_run_from_its_end(tmp_path):
         name = f"rank_0000{number % 2}.h5"
         path = directory / name if number % 4 < 2 else directory / "generation_00001" / name
         path.write_bytes(damaged(contents[path], number))
-        n_named += name in said_of(directory)
+        n_named += name in problems_of(directory)
         complete_run(directory, final=synthetic.X0 + 1, attributes={})
         assert open_run(directory).final.tolist() == (synthetic.X0 + 1).tolist()
     assert n_named > 10

@@ -1,4 +1,4 @@
-"""Runs that were resumed: read as if they had never been interrupted, joined in one file."""
+"""Resumed runs: read like runs without interruption, and joined in one file."""
 
 import shutil
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from hpc_dasgd.analysis.run import open_run
 from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.storage.layout import generation_directory, rank_file
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 from hpc_dasgd.storage.run_file import complete_run, create_run, read_running_statistics, stop_run
 from tests.unit import synthetic
@@ -22,11 +23,11 @@ def schedules(n_ranks, n_steps=60):
 
 
 def cut(runs):
-    """Of each but the last generation two thirds count."""
+    """Return how many gradients of each rank count: two thirds in each generation except the last."""
     return [[2 * len(end) // 3 for end in run.end] for run in runs[:-1]]
 
 
-def assert_is(run, expected, every=1):
+def assert_reads_as(run, expected, every=1):
     counts = [len(end) for end in expected.end]
     assert run.n_ranks == expected.n_ranks and run.counts.tolist() == counts
     gradients = run.gradients
@@ -48,11 +49,11 @@ def assert_is(run, expected, every=1):
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("lost_work", [False, True])
 @pytest.mark.parametrize("n_ranks", RANKS.values(), ids=RANKS)
-def test_a_resumed_run_is_read_like_one_that_was_never_interrupted(tmp_path, n_ranks, lost_work, every):
+def test_resumed_run_is_read_like_a_run_without_interruption(tmp_path, n_ranks, lost_work, every):
     runs = schedules(n_ranks)
     expected = synthetic.write_generations(tmp_path, runs, cut(runs) if lost_work else None, every)
     run = open_run(tmp_path)
-    assert_is(run, expected, every)
+    assert_reads_as(run, expected, every)
     assert not any("missing" in warning for warning in run.warnings)
     assert run.evaluation["t_s"].tolist() == expected.begun_s
     assert run.evaluation["gradients"].tolist() == [before.sum() for before in expected.before]
@@ -64,8 +65,8 @@ def test_a_resumed_run_is_read_like_one_that_was_never_interrupted(tmp_path, n_r
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_staleness_of_a_run_cut_at_random_is_that_of_the_whole(tmp_path, seed):
-    """Without lost work: the same rows in one generation and in several."""
+def test_staleness_does_not_depend_on_the_division_into_generations(tmp_path, seed):
+    """Without lost work, the same rows are in one generation and in several."""
     rng = np.random.default_rng(seed)
     runs = schedules(rng.integers(1, 5, rng.integers(2, 5)), int(rng.integers(1, 80)))
     every = int(rng.choice([1, 2, 5]))
@@ -77,15 +78,15 @@ def test_staleness_of_a_run_cut_at_random_is_that_of_the_whole(tmp_path, seed):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("place", ["", "run.h5", "generation_00001", "generation_00001/run.h5"])
-def test_every_path_opens_the_whole_run(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("path", ["", "run.h5", "generation_00001", "generation_00001/run.h5"])
+def test_every_path_into_a_run_opens_the_whole_run(tmp_path, monkeypatch, path):
     expected = synthetic.write_generations(tmp_path / "run", schedules((2, 2)))
-    assert_is(open_run(tmp_path / "run" / place), expected)
+    assert_reads_as(open_run(tmp_path / "run" / path), expected)
     monkeypatch.chdir(tmp_path / "run" / "generation_00001")
-    assert_is(open_run("."), expected)
+    assert_reads_as(open_run("."), expected)
 
 
-def test_a_generation_without_children_does_not_count(tmp_path):
+def test_generation_without_a_child_does_not_count(tmp_path):
     runs = schedules((2, 3, 2))
     expected = synthetic.resumed([runs[0], runs[2]])
     begun_s = expected.begun_s[1]
@@ -93,19 +94,19 @@ def test_a_generation_without_children_does_not_count(tmp_path):
     synthetic.write_generation(tmp_path, 1, runs[1], [1, 1, 0], begun_s)
     synthetic.write_generation(tmp_path, 2, runs[2], expected.before[1], begun_s, parent=0)
     run = open_run(tmp_path)
-    assert_is(run, expected)
+    assert_reads_as(run, expected)
     assert [generation.number for generation in run.generations] == [0, 2]
 
 
-def test_a_generation_that_is_being_made_is_not_there_yet(tmp_path):
+def test_generation_without_a_complete_run_file_is_ignored(tmp_path):
     expected = synthetic.write_generations(tmp_path, schedules((2, 2)))
     generation_directory(tmp_path, 2).mkdir()
-    assert_is(open_run(tmp_path), expected)
+    assert_reads_as(open_run(tmp_path), expected)
     (generation_directory(tmp_path, 2) / "run.h5").touch()
-    assert_is(open_run(tmp_path), expected)
+    assert_reads_as(open_run(tmp_path), expected)
 
 
-def test_lists_by_rank_have_an_entry_for_every_stream(tmp_path):
+def test_attributes_by_rank_have_an_entry_for_every_stream(tmp_path):
     runs = schedules((3, 1))
     expected = synthetic.resumed(runs)
     for number, hosts in enumerate((["a", "b", "c"], ["x"])):
@@ -119,7 +120,7 @@ def test_lists_by_rank_have_an_entry_for_every_stream(tmp_path):
     assert "cores" not in run.attributes
 
 
-def test_clocks_are_corrected_by_generation(tmp_path):
+def test_clock_drift_is_corrected_in_each_generation(tmp_path):
     runs = schedules((2, 2))
     expected = synthetic.resumed(runs)
     begun_s = expected.begun_s[1]
@@ -134,28 +135,28 @@ def test_clocks_are_corrected_by_generation(tmp_path):
     np.testing.assert_array_equal(run.gradients["t_end_s"][run.rows(0)], expected.end[0])
 
 
-def test_a_stopped_run_says_how_to_go_on(tmp_path):
+def test_stopped_run_has_a_warning_that_names_resume(tmp_path):
     runs = schedules((2, 2))
     synthetic.write_generation(tmp_path, 0, runs[0], [0, 0])
     stop_run(tmp_path, {"seconds": 12.5})
     run = open_run(tmp_path)
     assert (run.status, run.seconds, run.final) == ("stopped", 12.5, None)
-    assert run.warnings == ["stopped by a signal; go on with --resume"]
+    assert run.warnings == ["stopped by a signal; continue with --resume"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [rank_file(0), rank_file(1), "run.h5"]
 
 
-# Logs with holes.
+# Logs in several segments, and with lost rows.
 
 
-def parts(directory, run, *parts, every=1, before=None):
-    """Write the log of rank 0 anew, in parts: each the rows, and those of them that are cut where the next begins."""
+def write_segments(directory, run, *segments, every=1, before=None):
+    """Replace the log of rank 0 by segments with the given rows; a segment may overlap the next."""
     before = np.zeros(run.n_ranks, int) if before is None else before
-    for number, rows in enumerate(parts):
+    for number, rows in enumerate(segments):
         path = directory / rank_file(0, number)
         path.unlink(missing_ok=True)
         (directory / "aside").mkdir()
         first = before + np.eye(run.n_ranks, dtype=int)[0] * rows[0]
-        with RankLog(directory / "aside", 0, run.n_ranks, every, before=first) as log:
+        with RankLog(directory / "aside", LogSettings(0, run.n_ranks, every), versions_before=first) as log:
             for k in rows:
                 times, vector = (run.start[0][k], run.end[0][k]), run.versions[0][k].astype(int) - first + before
                 log.append(*times, (before[0] + k) / 1000, 1.0, k - rows[0], vector)
@@ -164,23 +165,23 @@ def parts(directory, run, *parts, every=1, before=None):
 
 
 @pytest.mark.parametrize("every", [1, 4, 7])
-def test_parts_of_a_log_are_one(tmp_path, every):
+def test_segments_of_a_log_are_joined(tmp_path, every):
     run = synthetic.schedule(2, 100, seed=3)
     synthetic.write_run(tmp_path, run, every)
-    parts(tmp_path, run, range(0, 20), range(13, 30), range(30, len(run.end[0])), every=every)
-    assert_is(open_run(tmp_path), run, every)
+    write_segments(tmp_path, run, range(0, 20), range(13, 30), range(30, len(run.end[0])), every=every)
+    assert_reads_as(open_run(tmp_path), run, every)
     complete_run(tmp_path, final=synthetic.X0, attributes={})
     assert_joined(tmp_path, run, every)
 
 
-def test_rows_that_are_lost_are_counted_and_said(tmp_path):
+def test_lost_rows_are_counted_and_warned_of(tmp_path):
     runs = schedules((2, 2))
     expected = synthetic.write_generations(tmp_path, runs)
     n_first = len(runs[0].end[0])
-    parts(tmp_path, runs[0], range(0, 5), range(9, n_first - 3))
+    write_segments(tmp_path, runs[0], range(0, 5), range(9, n_first - 3))
     run = open_run(tmp_path)
     assert run.counts.tolist() == [len(end) for end in expected.end]
-    assert run.lost.tolist() == [7, 0]
+    assert run.missing_counts.tolist() == [7, 0]
     assert "7 gradients of rank 0 are missing from its log" in run.warnings
     for ask in (run.staleness, run.version_rows, lambda: run.versions):
         with pytest.raises(ConfigError, match="lacks 7 gradients of rank 0"):
@@ -197,17 +198,17 @@ def test_rows_that_are_lost_are_counted_and_said(tmp_path):
         assert found.tolist() == np.delete(np.arange(len(expected.end[0])), lost).tolist()
 
 
-def test_the_whole_log_of_a_rank_may_be_lost(tmp_path):
+def test_run_opens_if_the_log_of_a_rank_is_missing(tmp_path):
     runs = schedules((2, 2))
     expected = synthetic.write_generations(tmp_path, runs)
     (tmp_path / rank_file(1)).unlink()
     run = open_run(tmp_path)
     assert run.counts.tolist() == [len(end) for end in expected.end]
-    assert run.lost.tolist() == [0, len(runs[0].end[1])]
+    assert run.missing_counts.tolist() == [0, len(runs[0].end[1])]
     assert run.gradients["t_end_s"][run.rows(1)][0] == 0
 
 
-def test_rows_beyond_those_that_are_whole_do_not_count(tmp_path):
+def test_incomplete_rows_do_not_count(tmp_path):
     run = synthetic.schedule(2, 100, seed=3)
     synthetic.write_run(tmp_path, run)
     with h5py.File(tmp_path / rank_file(0), "r+") as file:
@@ -217,7 +218,7 @@ def test_rows_beyond_those_that_are_whole_do_not_count(tmp_path):
     assert any("rank_00000.h5 is cut to 12 gradients" in warning for warning in opened.warnings)
 
 
-# One file over all.
+# Virtual data sets over all generations.
 
 
 def assert_joined(directory, expected, every=1, numbers=None):
@@ -242,7 +243,7 @@ def assert_joined(directory, expected, every=1, numbers=None):
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("n_ranks", RANKS.values(), ids=RANKS)
-def test_a_completed_run_is_joined_over_its_generations(tmp_path, n_ranks, every):
+def test_completed_run_joins_the_logs_of_its_generations(tmp_path, n_ranks, every):
     runs = schedules(n_ranks)
     kept = cut(runs)
     expected = synthetic.write_generations(tmp_path / "here", runs, kept, every)
@@ -250,7 +251,7 @@ def test_a_completed_run_is_joined_over_its_generations(tmp_path, n_ranks, every
     shutil.move(tmp_path / "here", tmp_path / "there")
     run = open_run(tmp_path / "there")
     assert (run.status, run.seconds, run.final.tolist()) == ("complete", 99.0, (synthetic.X0 + 7).tolist())
-    assert_is(run, expected, every)
+    assert_reads_as(run, expected, every)
     assert [generation.status for generation in run.generations] == ["running", "running", "complete"]
     by_stream = [[] for _ in range(expected.n_ranks)]
     for number, counts in enumerate([*kept, [len(end) for end in runs[-1].end]]):
@@ -259,7 +260,7 @@ def test_a_completed_run_is_joined_over_its_generations(tmp_path, n_ranks, every
     with h5py.File(tmp_path / "there" / "run.h5") as file:
         assert file["gradient/generation"][:].tolist() == [number for numbers in by_stream for number in numbers]
         np.testing.assert_array_equal(file["gradient/t_end_s"], np.concatenate(expected.end))
-        # Vectors stand as they were logged, with what was lost later.
+        # Vectors are joined as they were logged, lost work included.
         limited = np.concatenate([vectors[::every] for vectors in expected.versions])
         logged = file["gradient/versions"][:]
     assert logged.shape == limited.shape and (logged >= limited).all()
@@ -268,7 +269,7 @@ def test_a_completed_run_is_joined_over_its_generations(tmp_path, n_ranks, every
         assert set(file) == {"x0", "parameter"}
 
 
-def test_joined_without_lost_work_by_other_tools(tmp_path):
+def test_other_tools_read_the_joined_logs(tmp_path):
     runs = schedules((2, 3))
     expected = synthetic.write_generations(tmp_path, runs)
     complete_run(tmp_path, final=synthetic.X0, attributes={})
@@ -287,7 +288,7 @@ def test_joined_without_lost_work_by_other_tools(tmp_path):
         assert f"({n - 2}): 1, 1" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_files_of_a_killed_generation_are_joined_too(writer):
+def test_logs_of_a_killed_generation_are_joined(writer):
     run = synthetic.schedule(1, 50)
     log = writer.path.rename(writer.path.with_name("aside"))  # a run is created before its logs
     create_run(writer.directory, config_toml="", attributes={"n_ranks": 1}, x0=synthetic.X0)
@@ -303,7 +304,7 @@ def test_files_of_a_killed_generation_are_joined_too(writer):
     assert open_run(writer.directory).counts.tolist() == [950]
 
 
-def test_a_complete_run_can_go_on_and_be_completed_again(tmp_path):
+def test_complete_run_can_be_resumed_and_completed_again(tmp_path):
     runs = schedules((2, 2, 1))
     expected = synthetic.resumed(runs)
     synthetic.write_generation(tmp_path, 0, runs[0], [0, 0])
@@ -327,7 +328,7 @@ def test_a_complete_run_can_go_on_and_be_completed_again(tmp_path):
     assert [generation.status for generation in run.generations] == ["complete"] * 3
 
 
-def test_the_newest_running_statistics_are_found(tmp_path):
+def test_running_statistics_are_read_from_the_newest_generation_that_has_some(tmp_path):
     def statistics(number):
         return {"mean": np.full((2, 3), float(number)), "variance": np.ones(2)}
 
@@ -348,48 +349,48 @@ def test_the_newest_running_statistics_are_found(tmp_path):
     assert open_run(tmp_path).running_statistics == {}
 
 
-def test_a_folder_that_holds_a_generation_is_refused(tmp_path):
+def test_directory_that_holds_a_generation_is_refused(tmp_path):
     synthetic.write_generations(tmp_path, schedules((1, 1)))
     with pytest.raises(ConfigError, match="must be a directory that holds no run yet"):
         create_run(generation_directory(tmp_path, 1), config_toml="", attributes={}, x0=synthetic.X0)
 
 
-def test_what_cannot_be_completed_is_named(tmp_path):
+def test_stopping_or_completing_a_directory_without_a_run_is_refused(tmp_path):
     for call in (lambda: stop_run(tmp_path, {}), lambda: complete_run(tmp_path, final=synthetic.X0, attributes={})):
         with pytest.raises(ConfigError, match="must be a run directory"):
             call()
 
 
-def test_a_chain_that_leads_nowhere_is_damage(tmp_path):
+def test_parent_that_is_not_an_earlier_generation_is_refused(tmp_path):
     run = synthetic.schedule(1, 5)
     synthetic.write_generation(tmp_path, 0, run, [0])
     synthetic.write_generation(tmp_path, 1, run, [5], parent=1)
-    with pytest.raises(ConfigError, match="must go on from an earlier generation, got 1"):
+    with pytest.raises(ConfigError, match="must resume an earlier generation, got 1"):
         open_run(tmp_path)
 
 
-def test_without_the_first_generation_there_is_no_run(tmp_path):
+def test_run_without_its_first_generation_is_refused(tmp_path):
     synthetic.write_generations(tmp_path, schedules((1, 1)))
     (tmp_path / "run.h5").unlink()
     with pytest.raises(ConfigError, match="must be a run directory"):
         open_run(tmp_path)
 
 
-def test_pace_goes_on(tmp_path):
+def test_interval_changes_of_all_generations_are_read(tmp_path):
     for number, before, begun_s in ((0, 0, 0.0), (1, 10, 1.0)):
         folder = generation_directory(tmp_path, number)
         attributes = {"n_ranks": 1, "parent": number - 1, "versions_before": [before], "begun_s": begun_s}
         create_run(folder, config_toml="", attributes=attributes, x0=synthetic.X0)
-        with RankLog(folder, 0, 1, 1, paced=True, before=np.array([before])) as log:
+        with RankLog(folder, LogSettings(0, 1, 1, logs_intervals=True), versions_before=np.array([before])) as log:
             for t_s in (0.5, 1.5):
-                log.append_pace(begun_s + t_s, 3, 2 + number, 0.25)
-    assert open_run(tmp_path).pace.tolist() == [
+                log.append_interval(begun_s + t_s, 3, 2 + number, 0.25)
+    assert open_run(tmp_path).exchange_intervals.tolist() == [
         (0, 0.5, 3, 2, 0.25), (0, 1.5, 13, 3, 0.25), (0, 2.5, 13, 3, 0.25),
     ]  # fmt: skip
 
 
-def test_only_ranks_that_there_are_have_models(tmp_path):
-    """Of four ranks, then one, then three again: those that wait are not far behind, they are not there."""
+def test_between_model_staleness_counts_only_ranks_of_the_current_generation(tmp_path):
+    """Four ranks, then one, then three: ranks that a generation does not have are not counted as stale."""
     synthetic.write_generations(
         tmp_path,
         [synthetic.schedule(4, 30, seed=1), synthetic.schedule(1, 200, seed=2), synthetic.schedule(3, 30, seed=3)],

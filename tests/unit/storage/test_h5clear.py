@@ -1,4 +1,4 @@
-"""Files that a killed process left open, marked as closed."""
+"""Marking files as closed that a killed process left open."""
 
 import shutil
 import struct
@@ -12,7 +12,7 @@ from hpc_dasgd.errors import ConfigError
 from hpc_dasgd.storage.h5clear import mark_closed
 
 
-def test_a_killed_process_leaves_a_file_that_is_like_a_closed_one_when_marked(writer):
+def test_file_of_a_killed_process_opens_after_it_is_marked_closed(writer):
     writer.append_1000(1000)
     writer.kill()
     with pytest.raises(OSError, match="already open"):
@@ -29,7 +29,7 @@ def test_a_killed_process_leaves_a_file_that_is_like_a_closed_one_when_marked(wr
         assert "(999): 999, 1000" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_closed_file_is_left_as_it_is(tmp_path):
+def test_marking_a_closed_file_does_not_change_it(tmp_path):
     with h5py.File(tmp_path / "file.h5", "w", libver=("v110", "v110")) as file:
         file["x"] = np.arange(10)
     before = (tmp_path / "file.h5").read_bytes()
@@ -38,7 +38,7 @@ def test_a_closed_file_is_left_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["text", "short", "other version", "damaged"])
-def test_what_is_no_such_file_is_refused_and_left(tmp_path, change):
+def test_files_of_other_formats_are_refused_and_not_changed(tmp_path, change):
     path = tmp_path / "file.h5"
     with h5py.File(path, "w", libver="earliest" if change == "other version" else ("v110", "v110")) as file:
         file["x"] = np.arange(10)

@@ -1,4 +1,4 @@
-"""The files in the hands of others: HDF5's command line tools, xarray, the example of README."""
+"""Reading the files with other programs: HDF5's command line tools, xarray, the example in README."""
 
 import re
 import shutil
@@ -42,7 +42,7 @@ def tool(*command):
 
 @needs_hdf5_tools
 @pytest.mark.parametrize("name", FILES)
-def test_h5ls_lists_what_is_there(directory, run, name):
+def test_h5ls_lists_the_data_sets(directory, run, name):
     n_rows = 90 if name == "run.h5" else len(run.end[0])
     listed = tool("h5ls", "-r", str(directory / name))
     assert re.search(rf"/gradient/loss +Dataset \{{{n_rows}(/Inf)?\}}", listed)
@@ -72,7 +72,7 @@ def xarray():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_xarray_finds_its_way(xarray, directory, run, name):
+def test_xarray_finds_dimensions_and_coordinates(xarray, directory, run, name):
     with xarray.open_dataset(directory / name, group="gradient", engine="h5netcdf") as gradients:
         ends = np.concatenate(run.end) if name == "run.h5" else run.end[0]
         versions = np.concatenate(run.versions) if name == "run.h5" else run.versions[0]

@@ -1,18 +1,31 @@
-"""The layout of a complete run, and what becomes of the files of its ranks."""
+"""``run.h5``: its layout, the joined logs, and behaviour on disks that fail."""
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
 from hpc_dasgd.errors import ConfigError
-from hpc_dasgd.storage.layout import rank_file
+from hpc_dasgd.storage.layout import (
+    EVALUATION_COLUMNS,
+    GENERATION,
+    GRADIENT_COLUMNS,
+    INTERVAL_COLUMNS,
+    RANK,
+    SOURCE_RANK,
+    VERSIONS,
+    VERSIONS_ROW,
+    rank_file,
+)
+from hpc_dasgd.storage.log_segment import LogSettings
 from hpc_dasgd.storage.log_writer import RankLog
 from hpc_dasgd.storage.run_file import complete_run, create_run, stop_run
 from tests.unit import synthetic
@@ -73,7 +86,7 @@ VECTORS[1] = lambda n: {
 VECTORS[7] = lambda n: VECTORS[1](n) | {"gradient/versions_row": ((n,), "<i8")}
 
 
-def test_there_is_room_for_the_hosts_of_many_ranks(tmp_path):
+def test_attributes_hold_the_hosts_of_many_ranks(tmp_path):
     hosts = [f"node{rank // 8:05d}" for rank in range(20_000)]
     create_run(tmp_path, config_toml="", attributes={"hosts": hosts, "nodes": list(range(20_000))}, x0=np.zeros(2))
     with h5py.File(tmp_path / "run.h5") as file:
@@ -82,7 +95,7 @@ def test_there_is_room_for_the_hosts_of_many_ranks(tmp_path):
 
 
 @pytest.mark.parametrize("every", [0, 1, 7])
-def test_files_have_the_promised_layout(tmp_path, run, every):
+def test_files_have_the_documented_layout(tmp_path, run, every):
     write_run(tmp_path, run, every)
     counts = [len(times) for times in run.end]
     n_vectors = [len(times[:: every or 1]) for times in run.end]
@@ -104,6 +117,18 @@ def test_files_have_the_promised_layout(tmp_path, run, every):
         assert layout(file) == expected | {"x0": ((6,), "<f4"), "final": ((6,), "<f4")}
 
 
+def test_file_format_page_lists_every_column():
+    page = (Path(__file__).parents[3] / "docs" / "file-format.md").read_text()
+    groups = {
+        "gradient": (*GRADIENT_COLUMNS, VERSIONS, VERSIONS_ROW, SOURCE_RANK, RANK, GENERATION),
+        "evaluation": EVALUATION_COLUMNS,
+        "pace": INTERVAL_COLUMNS,
+    }
+    for group, columns in groups.items():
+        for column in columns:
+            assert re.search(rf"`/{group}/{column.name}` \| {np.dtype(column.dtype)} \| .* \| {column.units} \|", page)
+
+
 @pytest.mark.parametrize("every", [1, 7])
 @pytest.mark.parametrize("name", ["rank_00001.h5", "run.h5"])
 def test_every_data_set_has_units_a_description_and_one_scale_per_axis(tmp_path, run, name, every):
@@ -116,7 +141,7 @@ def test_every_data_set_has_units_a_description_and_one_scale_per_axis(tmp_path,
                     assert [scale.shape for scale in dimension.values()] == [(length,)], data_set.name
 
 
-def test_run_file_tells_what_it_was_given(tmp_path, run):
+def test_run_file_holds_attributes_and_parameters(tmp_path, run):
     with h5py.File(write_run(tmp_path, run) / "run.h5") as file:
         attributes = dict(file.attrs)
         assert attributes.pop("hosts").tolist() == ["north", "süd", "west"]
@@ -139,7 +164,7 @@ def test_run_file_tells_what_it_was_given(tmp_path, run):
     ]
 
 
-def test_before_the_end_the_run_file_says_running(tmp_path):
+def test_run_file_has_status_running_before_the_end(tmp_path):
     create_run(tmp_path / "a" / "b", config_toml="", attributes={}, x0=np.zeros(2))
     with h5py.File(tmp_path / "a" / "b" / "run.h5") as file:
         assert file.attrs["status"] == "running"
@@ -147,7 +172,7 @@ def test_before_the_end_the_run_file_says_running(tmp_path):
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_virtual_data_sets_hold_what_the_ranks_logged_and_move_with_the_directory(tmp_path, run, every):
+def test_virtual_data_sets_hold_the_logs_after_the_directory_was_moved(tmp_path, run, every):
     write_run(tmp_path / "here", run, every)
     shutil.move(tmp_path / "here", tmp_path / "there")
     with h5py.File(tmp_path / "there" / "run.h5") as file:
@@ -177,22 +202,22 @@ def test_virtual_data_sets_hold_what_the_ranks_logged_and_move_with_the_director
         np.testing.assert_array_equal(file["evaluation/accuracy"], [np.nan, 0.5])
 
 
-def test_a_run_without_gradients_is_completed(tmp_path):
+def test_run_without_gradients_can_be_completed(tmp_path):
     create_run(tmp_path, config_toml="", attributes={"n_ranks": 1}, x0=np.zeros(2))
-    with RankLog(tmp_path, 0, 1, 2):
+    with RankLog(tmp_path, LogSettings(0, 1, 2)):
         pass
     complete_run(tmp_path, final=np.ones(2), attributes={})
     with h5py.File(tmp_path / "run.h5") as file:
         assert {data_set.shape[0] for name, data_set in data_sets(file["gradient"]).items()} == {0, 1}
 
 
-def test_a_file_that_a_rank_left_open_is_left_out_of_the_completed_run(tmp_path):
+def test_log_that_was_not_closed_is_left_out_of_the_completed_run(tmp_path):
     create_run(tmp_path, config_toml="", attributes={"n_ranks": 3}, x0=np.zeros(2))
     (tmp_path / "aside").mkdir()
-    with RankLog(tmp_path / "aside", 1, 3, 1) as log:
+    with RankLog(tmp_path / "aside", LogSettings(1, 3, 1)) as log:
         log.append_evaluation(0.0, 0, 1.0, 1.0)
         shutil.copy(tmp_path / "aside" / rank_file(1), tmp_path)  # as a kill leaves it: not closed
-    with RankLog(tmp_path, 0, 3, 1) as log:
+    with RankLog(tmp_path, LogSettings(0, 3, 1)) as log:
         log.append(0.0, 0.1, 3.0, 1.0, 0, np.zeros(3, int))
     complete_run(tmp_path, final=np.ones(2), attributes={})
     with h5py.File(tmp_path / "run.h5") as file:
@@ -201,7 +226,7 @@ def test_a_file_that_a_rank_left_open_is_left_out_of_the_completed_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["run.h5", "rank_00004.h5"])
-def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
+def test_directory_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(ConfigError, match="`--run` must be a directory that holds no run yet, got") as caught:
         create_run(tmp_path, config_toml="", attributes={}, x0=np.zeros(2))
@@ -209,7 +234,7 @@ def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
     assert (tmp_path / name).read_bytes() == b"precious"
 
 
-def test_a_start_that_is_killed_leaves_no_half_of_a_run_file(tmp_path):
+def test_killed_start_leaves_no_partial_run_file(tmp_path):
     script = """
 import collections, os, signal, sys
 from pathlib import Path
@@ -229,13 +254,13 @@ create_run(Path(sys.argv[1]), config_toml="", attributes=Killing(n_ranks=1), x0=
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_run_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot make run directory .*/file/run: Not a directory"):
         create_run(tmp_path / "file" / "run", config_toml="", attributes={}, x0=np.zeros(2))
 
 
-def test_a_full_disk_is_said_and_nothing_harmed(small_disk, run):
+def test_full_disk_is_reported_and_leaves_the_run_unchanged(small_disk, run):
     write = functools.partial(synthetic.write_run, run=run)
     write(small_disk / "run")
     before = (small_disk / "run" / "run.h5").read_bytes()
@@ -269,16 +294,16 @@ for n_params in (100, 30_000, 3_000_000):
 
 
 @pytest.mark.parametrize("free_kib", [2000, 300, 200, 140, 100, 40, 0])
-def test_a_disk_that_is_fuller_than_it_says_crashes_nothing(small_disk, free_kib):
-    """As with a quota; in a process of its own, which HDF5 would let crash at its exit."""
+def test_disk_with_less_space_than_reported_does_not_crash_the_process(small_disk, free_kib):
+    """As with a quota; in a separate process, since HDF5 may crash a process at its exit after a failed write."""
     (small_disk / "other").write_bytes(bytes((4096 - free_kib - 12) << 10))
     done = subprocess.run([sys.executable, "-c", UNCHECKED, small_disk], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert 1 <= len(said) <= 3 and all("No space left on device" in text for text in said)
+    messages = done.stdout.splitlines()
+    assert 1 <= len(messages) <= 3 and all("No space left on device" in text for text in messages)
 
 
-def test_shapes_must_fit_the_parameters(tmp_path):
+def test_shapes_must_add_up_to_the_number_of_parameters(tmp_path):
     with pytest.raises(ConfigError, match="must add up to 4 parameters, got 5"):
         create_run(tmp_path, config_toml="", attributes={}, x0=np.zeros(4), parameter_shapes={"w": (2, 2), "b": (1,)})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Bounds and stepsizes against the formulas of theory.md written out, and against searches."""
+"""Bounds and stepsizes, compared with the formulas of docs/theory.md written out and with searches."""
 
 import math
 
@@ -14,7 +14,7 @@ DELAYS = Delays(S_avg=4.0, S_rms=6.0, S_max=30, W_max=800)
 T, GAMMA = 1000, 0.01
 
 
-def test_bound_a_is_the_formula():
+def test_bound_a_agrees_with_its_formula():
     bound = bound_a(CONSTANTS, DELAYS, T)
     assert bound.terms(GAMMA) == pytest.approx(
         {
@@ -27,7 +27,7 @@ def test_bound_a_is_the_formula():
     assert bound.largest_stepsize == 0.25
 
 
-def test_bound_b_is_the_formula():
+def test_bound_b_agrees_with_its_formula():
     bound = bound_b(CONSTANTS, DELAYS, T)
     assert bound.terms(GAMMA) == pytest.approx(
         {
@@ -40,21 +40,21 @@ def test_bound_b_is_the_formula():
 
 
 def test_without_staleness_only_the_smoothness_limits_the_stepsize():
-    none = Delays(0, 0, 0, 0)
-    assert bound_b(CONSTANTS, none, T).largest_stepsize == 1 / 8
-    assert bound_a(CONSTANTS, none, T).terms(0.1)["staleness"] == 0
+    no_delays = Delays(0, 0, 0, 0)
+    assert bound_b(CONSTANTS, no_delays, T).largest_stepsize == 1 / 8
+    assert bound_a(CONSTANTS, no_delays, T).terms(0.1)["staleness"] == 0
 
 
-@pytest.mark.parametrize("at", [0.05, 0.25, 0.3])
-def test_the_condition_is_met_up_to_the_largest_stepsize(at):
-    assert bound_a(CONSTANTS, DELAYS, T).condition_met(at) == (at <= 0.25)
+@pytest.mark.parametrize("stepsize", [0.05, 0.25, 0.3])
+def test_the_condition_is_met_up_to_the_largest_stepsize(stepsize):
+    assert bound_a(CONSTANTS, DELAYS, T).condition_met(stepsize) == (stepsize <= 0.25)
 
 
 positive = st.floats(1e-6, 1e6)
 
 
 @given(start=positive, noise=st.just(0.0) | positive, staleness=st.just(0.0) | positive, largest=positive)
-def test_no_stepsize_that_meets_the_condition_has_a_lower_bound_than_the_best(start, noise, staleness, largest):
+def test_the_best_stepsize_has_the_lowest_bound_of_all_that_meet_the_condition(start, noise, staleness, largest):
     bound = Bound(start, noise, staleness, largest)
     best = bound.best_stepsize()
     assert 0 < best <= largest
@@ -62,11 +62,11 @@ def test_no_stepsize_that_meets_the_condition_has_a_lower_bound_than_the_best(st
     assert bound.value(best) <= min(map(bound.value, others)) * (1 + 1e-9)
 
 
-def test_twice_the_staleness_has_four_times_the_reach():
+def test_doubling_the_staleness_quadruples_the_reach():
     assert DELAYS.times(2) == Delays(8, 12, 60, 3200)
 
 
-def test_the_rates_of_the_paper_are_term_by_term_those_of_its_abstract():
+def test_the_terms_of_the_paper_rates_agree_with_the_abstract():
     rates = paper_rates(CONSTANTS, DELAYS, between_models=10.0, epsilon=0.25)
     scale = 2 * 7
     assert rates["bounded_gradients"] == pytest.approx(
@@ -86,10 +86,10 @@ def test_constants_out_of_range_are_refused_by_name(name, value):
         bound_a(CONSTANTS._replace(**{name: value}), DELAYS, T)
 
 
-def test_bound_b_asks_for_no_q():
+def test_bound_b_does_not_use_q():
     assert bound_b(CONSTANTS._replace(Q=math.nan), DELAYS, T).value(GAMMA) > 0
 
 
-def test_a_bound_needs_gradients():
+def test_a_bound_for_no_gradients_is_refused():
     with pytest.raises(ValueError, match="`n_gradients` must be at least 1, got 0"):
         bound_b(CONSTANTS, DELAYS, 0)

@@ -1,4 +1,4 @@
-"""Estimates by probing, on functions of which the constants are known."""
+"""Estimates of constants, on functions whose constants are known."""
 
 import math
 
@@ -11,18 +11,18 @@ from hpc_dasgd.objectives.quadratic import Quadratic
 from hpc_dasgd.theory import constants
 
 
-class Unknown:
-    """A quadratic that says nothing of its constants."""
+class QuadraticWithoutConstants:
+    """A quadratic that does not state its constants."""
 
     def __init__(self, shift=0.0, **options):
-        self._known, self._shift = Quadratic(None, **options), shift
-        self.constants_it_keeps = self._known.constants()
+        self._quadratic, self._shift = Quadratic(None, **options), shift
+        self.true_constants = self._quadratic.constants()
 
     def initial(self, rng):
-        return self._known.initial(rng)
+        return self._quadratic.initial(rng)
 
     def loss_and_gradient(self, parameters, batch, out):
-        return self._known.loss_and_gradient(parameters, batch, out) + self._shift
+        return self._quadratic.loss_and_gradient(parameters, batch, out) + self._shift
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def batches():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
-def test_a_quadratic_is_found_out(batches, noise):
-    objective = Unknown(dimension=40, L=2.0, mu=0.1, noise=noise)
+def test_estimates_agree_with_the_constants_of_a_quadratic(batches, noise):
+    objective = QuadraticWithoutConstants(dimension=40, L=2.0, mu=0.1, noise=noise)
     x0 = objective.initial(None)
     points = [x0, 0.1 * x0]
     probes = [constants.probe(objective, batches, point) for point in points]
     found = constants.estimate(objective, batches, points, probes)
-    known = objective.constants_it_keeps
+    known = objective.true_constants
     assert found["L"].value == pytest.approx(2.0, rel=0.05)
     assert abs(found["sigma"].value - noise) <= 5 * found["sigma"].error + 1e-12
     assert found["sigma"].error <= 0.2 * noise + 1e-12
@@ -51,7 +51,7 @@ def test_a_quadratic_is_found_out(batches, noise):
     assert probes[1].loss == pytest.approx(0.01 * known["F_0"])
 
 
-def test_what_the_objective_knows_is_not_estimated(batches):
+def test_constants_that_the_objective_states_are_not_estimated(batches):
     objective = Quadratic(None, dimension=5, L=3.0, mu=0.5, noise=0.25)
     x0 = objective.initial(None)
     found = constants.estimate(objective, batches, [x0], [constants.probe(objective, batches, x0)])
@@ -62,18 +62,18 @@ def test_what_the_objective_knows_is_not_estimated(batches):
     assert found["sigma"].source == "known by the objective"
 
 
-def test_a_negative_loss_is_no_minimum_of_zero(batches):
-    objective = Unknown(shift=-100.0, dimension=5, noise=0.0)
+def test_a_negative_loss_replaces_the_assumed_minimum_of_zero(batches):
+    objective = QuadraticWithoutConstants(shift=-100.0, dimension=5, noise=0.0)
     x0 = objective.initial(None)
     points = [x0, np.zeros(5)]
     probes = [constants.probe(objective, batches, point) for point in points]
     found = constants.estimate(objective, batches, points, probes)
-    assert found["F_0"].value == pytest.approx(objective.constants_it_keeps["F_0"])
+    assert found["F_0"].value == pytest.approx(objective.true_constants["F_0"])
     assert "smallest loss seen" in found["F_0"].source
 
 
-def test_a_network_on_real_data():
-    """Against the variance over the whole training set, of batches of one example each."""
+def test_the_variance_of_real_data_agrees_with_that_over_all_examples():
+    """The reference is the variance over the whole training set, with batches of one example each."""
     data = open_dataset("digits", "float64")
     objective = objectives.make("softmax", {}, data)
     x0 = objective.initial(np.random.default_rng(0))
@@ -89,5 +89,5 @@ def test_a_network_on_real_data():
     assert abs(taken.variance - variance / 16) <= 5 * taken.variance_error
     found = constants.estimate(objective, constants.probe_sampler(0, data.train, 16), [x0], [taken])
     assert found["F_0"].value == pytest.approx(math.log(10))
-    # The objective's L is a bound by the trace; what is found at one point lies below it.
+    # The objective states an upper bound of L, from a trace; the curvature at one point is smaller.
     assert constants.curvature(objective, constants.probe_sampler(0, data.train, 16), x0).value < found["L"].value

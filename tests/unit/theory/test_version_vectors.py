@@ -1,4 +1,4 @@
-"""Staleness, reach and causal order against sets of gradients, written out."""
+"""Staleness, reach and causal order, compared with sets of gradients."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def gradients_in(order):
 
 
 def brute_force(run, sequence, every):
-    """Staleness, who missed whose and the reach by sets, straight from the definitions."""
+    """Return staleness, missed gradients per pair and reach, computed with sets from the definitions."""
     staleness, per_pair = [], np.zeros((run.n_ranks, run.n_ranks), dtype=int)
     reach = dict.fromkeys(sequence, 0)
     for t, (rank, index) in enumerate(sequence):
@@ -50,7 +50,7 @@ def test_staleness_and_reach_agree_with_sets(run, every):
 
 @settings(deadline=None, max_examples=150)
 @given(SCHEDULES)
-def test_right_times_give_their_own_order(run):
+def test_exact_completion_times_are_not_reordered(run):
     gradients = [(i, k) for i in range(run.n_ranks) for k in range(len(run.end[i]))]
     expected = sorted(gradients, key=lambda g: run.end[g[0]][g[1]])
     assert gradients_in(causal_order(run.end, run.versions)) == expected
@@ -58,19 +58,19 @@ def test_right_times_give_their_own_order(run):
 
 @settings(deadline=None, max_examples=150)
 @given(SCHEDULES, st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 100.0]))
-def test_wrong_times_still_give_a_causal_order(run, seed, error_s):
+def test_inexact_completion_times_give_a_causal_order(run, seed, error_s):
     rng = np.random.default_rng(seed)
     times = [e + rng.uniform(0, error_s, e.shape).round(1) for e in run.end]
     sequence = gradients_in(causal_order(times, run.versions))
-    place = {gradient: t for t, gradient in enumerate(sequence)}
-    assert len(place) == len(sequence) == sum(map(len, run.end))
-    for (rank, index), t in place.items():
-        assert index == 0 or place[rank, index - 1] < t
-        assert all(place[gradient] < t for gradient in run.held[rank][index])
+    position = {gradient: t for t, gradient in enumerate(sequence)}
+    assert len(position) == len(sequence) == sum(map(len, run.end))
+    for (rank, index), t in position.items():
+        assert index == 0 or position[rank, index - 1] < t
+        assert all(position[gradient] < t for gradient in run.held[rank][index])
 
 
-def test_a_late_clock_reading_is_lowered_and_nothing_else_moves():
-    """Rank 0 logs 9 s for an update that rank 1 held at 2 s."""
+def test_only_a_time_that_was_logged_too_late_is_lowered():
+    """Rank 0 logs 9 s for an update that the replica of rank 1 contained at 2 s."""
     versions = [np.array([[0, 0], [1, 1]], np.uint32), np.array([[0, 0], [1, 1], [1, 2]], np.uint32)]
     order = causal_order([np.array([9.0, 10.0]), np.array([1.0, 2.0, 3.0])], versions)
     assert gradients_in(order) == [(1, 0), (0, 0), (1, 1), (1, 2), (0, 1)]
@@ -80,7 +80,7 @@ def test_a_late_clock_reading_is_lowered_and_nothing_else_moves():
     assert missed.reach.tolist() == [1, 0, 2, 2, 0]
 
 
-def test_many_blocks_give_what_one_gives(monkeypatch):
+def test_the_result_does_not_depend_on_the_block_size(monkeypatch):
     run = synthetic.schedule(4, 200, seed=3)
     late = [e + np.where(np.arange(e.size) % 9 == 0, 2.0, 0.0) for e in run.end]
     one = causal_order(late, run.versions)
@@ -91,30 +91,30 @@ def test_many_blocks_give_what_one_gives(monkeypatch):
     np.testing.assert_array_equal(missed_gradients(many, run.versions).reach, missed.reach)
 
 
-def test_a_rank_without_gradients_and_vectors_beyond_a_log():
-    """Rank 1's log is lost: what others held of it counts as nothing."""
+def test_vector_entries_beyond_a_log_are_limited_to_its_gradients():
+    """The log of rank 1 is lost, so that its updates in other replicas do not count."""
     versions = [np.array([[0, 0], [1, 3]], np.uint32), np.empty((0, 2), np.uint32)]
     order = causal_order([np.array([1.0, 2.0]), np.empty(0)], versions)
     assert missed_gradients(order, versions).staleness.tolist() == [0, 0]
 
 
-def test_gradients_that_held_each_other_have_no_order():
+def test_replicas_that_contain_each_others_updates_have_no_order():
     versions = [np.array([[0, 1]], np.uint32), np.array([[1, 0]], np.uint32)]
-    with pytest.raises(ValueError, match="held each other"):
+    with pytest.raises(ValueError, match="contained each other's later updates"):
         causal_order([np.array([1.0]), np.array([2.0])], versions)
 
 
-def test_a_gradient_that_held_itself_is_refused():
-    with pytest.raises(ValueError, match="gradient 0 of rank 0 was taken after 1 updates of its own"):
+def test_a_replica_that_contains_the_update_of_its_own_gradient_is_refused():
+    with pytest.raises(ValueError, match="the replica of gradient 0 of rank 0 contained 1 updates of its own rank"):
         causal_order([np.array([1.0])], [np.array([[1]], np.uint32)])
 
 
-def test_shapes_are_checked():
+def test_version_vectors_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"`versions\[0\]` must have shape \(2, 1\) for 3 gradients"):
         causal_order([np.arange(3.0)], [np.zeros((3, 1), np.uint32)], every=2)
 
 
-def test_replicas_at_moments_and_between_models():
+def test_replicas_at_moments_and_staleness_between_models():
     starts = [np.array([1.0, 2.0]), np.array([1.5])]
     versions = [np.array([[0, 0], [1, 1]], np.uint32), np.array([[1, 0]], np.uint32)]
     replicas = replicas_at(np.array([0.0, 1.0, 1.7, 2.0]), starts, versions)
