@@ -1,12 +1,17 @@
-"""Fixtures: a process that writes a rank's log step by step, and a small file system."""
+"""Settings of hypothesis, and fixtures: a process that writes a rank's log step by step, and a small file system."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hpc_dasgd.storage.layout import rank_file
+
+# Examples have no deadline: a test must not fail because the machine is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Row k holds k in every column except the times; prints the last row that it has appended.
 SCRIPT = """

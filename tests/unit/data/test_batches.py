@@ -38,7 +38,7 @@ def reference(seed, rank, version, n_rows, batch_size):
 WORD = st.integers(0, 2**64 - 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(WORD, WORD, st.integers(0, 2**40), st.integers(1, 10**9), st.sampled_from([1, 3, 4, 5, 32, 1000]))
 def test_batch_equals_direct_use_of_philox(seed, rank, version, n_rows, batch_size):
     expected = reference(seed, rank, version, n_rows, batch_size)

@@ -33,7 +33,7 @@ NODES = st.builds(
     st.integers(0, 99),
 )
 FAN_OUT = st.integers(1, 8)
-few = settings(deadline=None, max_examples=40)
+few = settings(max_examples=40)
 
 
 def edges_of(neighbours):

@@ -36,7 +36,7 @@ def brute_force(run, sequence, every):
     return staleness, per_pair, [reach[s] for s in sequence]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SCHEDULES, st.sampled_from([1, 2, 7]))
 def test_staleness_and_reach_agree_with_sets(run, every):
     versions = [v[::every] for v in run.versions]
@@ -48,7 +48,7 @@ def test_staleness_and_reach_agree_with_sets(run, every):
     np.testing.assert_array_equal(missed.reach, reach)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SCHEDULES)
 def test_exact_completion_times_are_not_reordered(run):
     gradients = [(i, k) for i in range(run.n_ranks) for k in range(len(run.end[i]))]
@@ -56,7 +56,7 @@ def test_exact_completion_times_are_not_reordered(run):
     assert gradients_in(causal_order(run.end, run.versions)) == expected
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SCHEDULES, st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 100.0]))
 def test_inexact_completion_times_give_a_causal_order(run, seed, error_s):
     rng = np.random.default_rng(seed)
