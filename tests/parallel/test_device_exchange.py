@@ -116,7 +116,7 @@ def test_windows_on_a_device_need_a_device_and_a_cuda_aware_mpi(comm, monkeypatc
         problem.choose_device(comm, config, None)
     monkeypatch.setattr(devices, "choose", lambda *_: LateDevice())
     if not gpu_memory.is_cuda_aware(comm):
-        with pytest.raises(ConfigError, match=r"needs an MPI that says it takes GPU memory, got .*MPI"):
+        with pytest.raises(ConfigError, match=r"needs an MPI that declares support of GPU memory, got .*MPI"):
             problem.choose_device(comm, config, None)
     monkeypatch.setattr(gpu_memory, "is_cuda_aware", lambda comm: True)
     assert problem.choose_device(comm, config, None).name == "late"
