@@ -1,28 +1,19 @@
-"""Write the table of exchanges in README from ``hpc_dasgd/config/exchange_traits.py``.
+"""Write the table of exchanges into ``README.md``, from the rows of ``hpc_dasgd/config/exchange_traits.py``.
 
-python docs/exchanges.py            # rewrites the table
-python docs/exchanges.py --check    # exit status 1 if the table is out of date
+    python docs/exchanges.py            # rewrites the table
+    python docs/exchanges.py --check    # exit status 1 if the table is out of date
+
+A row is the summary, the traffic and the topologies of one kind of exchange.
 """
 
 import sys
 from pathlib import Path
 
+from generated import update
+
 from hpc_dasgd.config.exchange_traits import all_traits
 
 PAGE = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- exchanges: made by docs/exchanges.py -->", "<!-- end of exchanges -->"
-
-
-def main() -> int:
-    """Rewrite or check the table; returns the exit status."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    written = f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
-    if "--check" in sys.argv[1:]:
-        return int(written != page)
-    PAGE.write_text(written, encoding="utf-8")
-    return 0
 
 
 def table() -> str:
@@ -38,4 +29,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update(PAGE, Path(__file__).name, table()))

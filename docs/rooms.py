@@ -12,22 +12,10 @@ import tomllib
 from pathlib import Path
 
 import grimp
+from generated import update
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- rooms: made by docs/rooms.py -->", "<!-- end of rooms -->"
-
-
-def main() -> int:
-    """Rewrite or check the picture; returns the exit status."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    drawn = f"{before}{BEGIN}\n\n```mermaid\n{picture()}\n```\n\n{END}{after}"
-    if "--check" in sys.argv[1:]:
-        return int(drawn != page)
-    PAGE.write_text(drawn, encoding="utf-8")
-    return 0
 
 
 def picture() -> str:
@@ -74,4 +62,4 @@ def _reached(room: str, direct: dict[str, set[str]]) -> set[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update(PAGE, Path(__file__).name, f"```mermaid\n{picture()}\n```"))

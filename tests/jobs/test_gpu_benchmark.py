@@ -25,26 +25,48 @@ def test_error_is_relative_to_the_norm_and_nan_exceeds_every_bound():
     assert not rounds.relative_error(np.array([3.0, np.nan]), expected) <= 1
 
 
-def test_steps_are_timed_in_turns_and_the_first_round_does_not_count():
+class SimulatedClock:
+    """Stands for the module `time`: only `pass_s` moves it, so that no test depends on how busy the machine is."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        return self.now_s
+
+    def pass_s(self, seconds):
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimulatedClock()
+    monkeypatch.setattr(rounds, "time", clock)
+    return clock
+
+
+def test_steps_are_timed_in_turns_and_the_first_round_does_not_count(clock):
     calls = []
 
-    def slow():
-        calls.append("slow")
-        time.sleep(0.01)
+    def step(name, seconds):
+        calls.append(name)
+        clock.pass_s(seconds)
 
-    steps = {"slow": slow, "fast": lambda: (calls.append("fast"), time.sleep(0.002))}
+    steps = {"slow": lambda: step("slow", 0.25), "fast": lambda: step("fast", 0.125)}
     samples = rounds.time_in_turns(steps, lambda: calls.append("wait"), round_s=1e-9, n_rounds=2)
     assert calls[-3 * 6 :] == 3 * ["wait", "slow", "wait", "wait", "fast", "wait"]
-    assert {name: len(found) for name, found in samples.items()} == {"slow": 2, "fast": 2}
-    assert min(samples["slow"]) >= 0.01 and min(samples["fast"]) >= 0.002
+    assert samples == {"slow": [0.25, 0.25], "fast": [0.125, 0.125]}
 
 
-def test_step_is_repeated_for_the_length_of_a_round_and_a_sample_is_the_time_of_one():
+def test_step_is_repeated_for_the_length_of_a_round_and_a_sample_is_the_time_of_one(clock):
     calls = []
-    steps = {"step": lambda: (calls.append(1), time.sleep(0.002))}
-    (samples,) = rounds.time_in_turns(steps, lambda: None, round_s=0.02, n_rounds=1).values()
-    assert rounds.WARM_UP_STEPS + 2 * 2 <= len(calls) <= rounds.WARM_UP_STEPS + 2 * 10
-    assert 0.002 <= samples[0] < 0.02
+
+    def step():
+        calls.append(1)
+        clock.pass_s(0.125)
+
+    assert rounds.time_in_turns({"step": step}, lambda: None, round_s=1.0, n_rounds=1) == {"step": [0.125]}
+    assert len(calls) == rounds.WARM_UP_STEPS + 2 * 8
 
 
 def gradient_row(contender, seconds, network="mlp", **more):
