@@ -16,7 +16,6 @@ import numpy as np
 
 from hpc_dasgd.arrays.devices import Device, Host
 from hpc_dasgd.arrays.types import AnyArray, Array, Floats, Int64s
-from hpc_dasgd.config.exchange_traits import Combination, traits_of
 from hpc_dasgd.config.settings import ExchangeConfig
 
 if TYPE_CHECKING:
@@ -167,11 +166,6 @@ class Exchange(ABC):
         ConfigError
             If the settings cannot be used on this number of ranks.
         """
-
-    @property
-    def combines(self) -> Combination:
-        """How the contributions of all ranks become parameters when a run is resumed; see ``exchange_traits``."""
-        return traits_of(self.settings.kind).combines
 
     @property
     def made(self) -> int:

@@ -97,6 +97,44 @@ def test_a_run_resumes_with_any_number_of_ranks(train_on, comm, exchange, ranks)
     assert run.staleness().as_dict()["gradients"] == second.gradients
 
 
+# How checkpoints become parameters, as ``docs/file-format.md`` describes it.
+COMBINES = dict.fromkeys(EXCHANGES, "newest") | {"complete": "sum", "every-3": "sum", "tree": "sum"}
+COMBINES |= {"average": "mean", "push-sum": "mean"}
+
+
+@pytest.mark.parallel([3])
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_parameters_are_the_combination_of_the_checkpoints_of_all_ranks(train_on, comm, name):
+    first = train_on(3, settings(200, exchange=EXCHANGES[name]))
+    saved = newest_checkpoints(first.run) if comm.rank == 0 else []
+    train_on(3, settings(400, exchange=EXCHANGES[name]), resume=True)
+    if comm.rank:
+        return
+    assert {attributes["combines"] for attributes, _ in saved} == {COMBINES[name]}
+    with h5py.File(first.run / "generation_00001" / "run.h5") as file:
+        x0 = file["x0"][:]
+    contributions = np.array([contribution for _, contribution in saved])
+    if COMBINES[name] == "newest":
+        gradients = [attributes["gradients"] for attributes, _ in saved]
+        newest = [values for n, values in zip(gradients, contributions, strict=True) if n == max(gradients)]
+        assert any(np.array_equal(x0, values) for values in newest)
+    else:
+        expected = contributions.sum(axis=0) if COMBINES[name] == "sum" else contributions.mean(axis=0)
+        np.testing.assert_allclose(x0, expected, rtol=1e-12, atol=1e-13)
+
+
+def newest_checkpoints(run):
+    """Attributes and contribution of the newest checkpoint of each rank, as any HDF5 tool reads them."""
+    newest = {}
+    for path in (run / "checkpoint").glob("rank_*.h5"):
+        with h5py.File(path) as file:
+            attributes, contribution = dict(file.attrs), file["contribution"][:] if "contribution" in file else None
+        rank = attributes["rank"]
+        if rank not in newest or attributes["t_s"] > newest[rank][0]["t_s"]:
+            newest[rank] = attributes, contribution
+    return [newest[rank] for rank in sorted(newest)]
+
+
 @pytest.mark.parallel([1])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
