@@ -4,7 +4,7 @@
     python -m jobs.benchmarks.bounds results/bounds --results                                # table and figure
 
 The first command appends a line to ``runs.jsonl`` for each run and continues an interrupted series; the second one
-writes ``table.md`` and ``tightness.png`` from the runs that are there.
+writes ``table.md`` and ``tightness.png`` from the finished runs.
 
 The objective is a quadratic in 100 dimensions with known L = 1, sigma = 1 and F_0. The ranks of each run compute 4,000
 gradients together, with one of `STEPSIZES`, on the complete overlay or a tree, without delays or with the last rank
@@ -34,7 +34,7 @@ BOUNDS = ("A", "B")
 
 def main():
     parser = argument_parser(__doc__)
-    parser.add_argument("--results", action="store_true", help="write table and figure from the runs that are there")
+    parser.add_argument("--results", action="store_true", help="write table and figure from the finished runs")
     parser.add_argument("--runs", type=int, help="end after as many new runs (default: all)")
     options = parser.parse_args()
     if options.results:

@@ -4,7 +4,7 @@
     python -m jobs.benchmarks.stragglers results/stragglers                                 # tables and figures
 
 The first command appends a line to ``runs.jsonl`` for each run and continues an interrupted series; the second one
-writes ``tables.md`` and a figure per task from the runs that are there.
+writes ``tables.md`` and a figure per task from the finished runs.
 
 Two tasks on real handwritten digits, enlarged to 28 x 28 pixels: an MLP 784-128-10 on the classes, and logistic
 regression of even against odd digits. Every method trains until rank 0's evaluation loss has reached the target:
